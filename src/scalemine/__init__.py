@@ -1,0 +1,1 @@
+"""Mine difficult negatives out of large tweet corpora."""

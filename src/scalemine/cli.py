@@ -1,0 +1,288 @@
+"""The command line: one command per stage. Each reads its configuration, calls the stage, and prints its report.
+
+Exit codes: 0 done; 1 the run failed; 2 the input or configuration is wrong; 75 stopped by a signal, call again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from scalemine.pipeline import Advance, Run
+
+EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 75
+# Seconds between the lines of progress in a log.
+LOG_INTERVAL = 30.0
+
+app = typer.Typer(
+    help="Mine difficult negatives out of large tweet corpora.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class ExecutorName(str, Enum):
+    """Where the work runs."""
+
+    inline = "inline"
+    ray = "ray"
+
+
+ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; see configs/")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="override one key; repeatable")]
+OptExecutor = Annotated[ExecutorName | None, typer.Option("--executor", help="instead of compute.executor")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and what is to be done; write nothing")]
+Redo = Annotated[bool, typer.Option("--redo", help="discard what another configuration left in the workdir")]
+
+
+@app.command("import")
+def import_command(
+    sources: Annotated[list[str], typer.Argument(metavar="SRC…", help="files, globs, folders or bucket URIs")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="folder of the imported corpus")],
+    text: Annotated[str | None, typer.Option(help="column of the text; found by its usual names if not given")] = None,
+    id_: Annotated[list[str] | None, typer.Option("--id", help="column of the identifier; several are joined by ':'")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="a further column to carry along; repeatable")] = None,
+    rows_per_shard: Annotated[int, typer.Option(min=1, help="rows of one shard")] = 16_384,
+    redo: Redo = False,
+) -> None:
+    """Import tweets: JSON lines, CSV, TSV, Parquet or plain text, compressed or not, into Parquet shards."""
+    from pydantic import ValidationError
+
+    from scalemine.config import CorpusConfig, InputError
+    from scalemine.corpus import import_corpus
+    from scalemine.store import Workdir
+
+    try:
+        config = CorpusConfig(
+            uri=tuple(sources), text=text, id=tuple(id_) if id_ else None, keep=tuple(keep or ()), rows_per_shard=rows_per_shard
+        )
+    except ValidationError as error:
+        raise InputError("; ".join(problem["msg"] for problem in error.errors())) from None
+    with Workdir(to).lock(), _show("import", None) as advance:
+        corpus = import_corpus(config, to, redo=redo, on_rows=advance)
+    counts = corpus.counts
+    print(f"read {counts['read']:,} = accepted {counts['accepted']:,} + rejected {counts['rejected']:,}")
+    for reason, count in sorted(counts["rejected_by_reason"].items(), key=lambda item: -item[1]):
+        print(f"  {count:>9,}  {reason}")
+    print(f"copies of an earlier text: {counts['copies']:,} (each text is encoded once)")
+    print(f"{len(corpus.shards)} shards in {to}; rejects in {corpus.rejects}")
+
+
+@app.command()
+def embed(
+    config: ConfigPath, overrides: Overrides = None, executor: OptExecutor = None, dry_run: DryRun = False, redo: Redo = False
+) -> None:
+    """Import and embed the corpus."""
+    from scalemine.pipeline import run_embed
+
+    def action(run: Run) -> None:
+        run_embed(run)
+        encoded = run.facts["encoded"]
+        speed = run.facts.get("tweets_per_second")
+        print(
+            f"{encoded['rows']:,} tweets ({encoded['distinct']:,} distinct) are embedded in {run.workdir.embeddings}"
+            + (f", {speed:,.0f} tweets/s" if speed else " (were before)")
+        )
+
+    _run(config, overrides, executor, dry_run, redo, action)
+
+
+@app.command()
+def mine(
+    config: ConfigPath, overrides: Overrides = None, executor: OptExecutor = None, dry_run: DryRun = False, redo: Redo = False
+) -> None:
+    """Mine difficult negatives: import, embed, fit, choose, make the sets, and write report.html."""
+    from scalemine.pipeline import run_mine
+
+    def action(run: Run) -> None:
+        run_mine(run)
+        _print_report(run.config.workdir)
+
+    _run(config, overrides, executor, dry_run, redo, action)
+
+
+@app.command()
+def report(workdir: Annotated[Path, typer.Argument(metavar="WORKDIR", help="folder of a finished run")]) -> None:
+    """Print the report of a finished run, and write its report.html again."""
+    from scalemine.config import InputError
+    from scalemine.store import Workdir
+
+    if not Workdir(workdir).manifest.exists() or not Workdir(workdir).negatives.exists():
+        raise InputError(f"{workdir}: no finished run here (expected manifest.json and negatives.parquet); scalemine mine makes them")
+    _print_report(workdir)
+
+
+@app.command()
+def sample(
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="folder of the sample")],
+    tweets: Annotated[int, typer.Option(min=100, help="size of the corpus")] = 20_000,
+    seed: Annotated[int, typer.Option(help="of the generator")] = 7,
+) -> None:
+    """Write an invented corpus with labelled crisis tweets, to try everything on."""
+    from scalemine.sample import write_sample
+
+    files = write_sample(to, seed=seed, num_tweets=tweets)
+    print(f"{tweets:,} invented tweets in {files.corpus}, positives in {files.positives} and {files.positives_test}")
+
+
+def _print_report(workdir: Path) -> None:
+    from rich.console import Console
+
+    from scalemine.report.page import write_report
+    from scalemine.report.tables import print_report
+    from scalemine.store import Workdir
+
+    write_report(Workdir(workdir))
+    print_report(Console(), Workdir(workdir))
+
+
+def _run(
+    path: Path, overrides: list[str] | None, executor: ExecutorName | None, dry_run: bool, redo: bool, action: Callable[[Run], None]
+) -> None:
+    """Load the configuration, take the workdir, start the executor, and do it."""
+    from scalemine.config import load_config
+
+    extra = [f"compute.executor={executor.value}"] if executor else []
+    if executor is ExecutorName.inline:
+        extra.append("compute.workers=1")
+    config = load_config(path, [*(overrides or []), *extra])
+    if dry_run:
+        _print_plan(config)
+        return
+    from scalemine.executor import StopSignals, make_executor
+    from scalemine.pipeline import Run
+    from scalemine.store import Workdir
+
+    wants_gpu = config.encoder.device != "cpu"
+    with Workdir(config.workdir).lock(), StopSignals() as signals, make_executor(config.compute, signals=signals, wants_gpu=wants_gpu) as where:
+        action(Run(config, where, redo=redo, show=_show, on_forecast=_print_forecast))
+
+
+def _print_plan(config: Any) -> None:  # noqa: ANN401  scalemine.config.Config, which is imported late
+    """Say what a run would do."""
+    import yaml
+
+    from scalemine.corpus import open_corpus
+    from scalemine.sources import find_sources
+    from scalemine.store import Workdir
+
+    workdir = Workdir(config.workdir)
+    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    if (workdir.corpus / "corpus.json").exists():
+        corpus = open_corpus(workdir.corpus)
+        print(f"corpus: imported, {corpus.num_rows:,} rows in {len(corpus.shards)} shards")
+        for folder in (workdir.embeddings, workdir.similarities):
+            done = sum((folder / f"{shard.name}.arrow.json").exists() for shard in corpus.shards)
+            print(f"{folder.name}: {done} of {len(corpus.shards)} shards done")
+    else:
+        for source in find_sources(config.corpus):
+            print(f"to import: {source.name}, {source.size / 1e6:,.1f} MB")
+    print(f"negatives: {'done' if workdir.negatives.exists() else 'to be mined'}")
+
+
+def _print_forecast(forecasts: list[Any]) -> None:
+    """Warn of bands that the corpus will hardly fill."""
+    logger = logging.getLogger("scalemine")
+    for one in forecasts:
+        if one.may_fall_short:
+            verdict = "cannot be filled" if one.falls_short else "may not be filled"
+            logger.warning(
+                "forecast: %s, band %d %s: about %.0f tweets (95 %%: %.0f to %.0f) for %d wanted",
+                one.class_name, one.band, verdict, one.expected, one.low, one.high, one.quota,
+            )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _show(stage: str, total: int | None) -> Iterator[Advance]:
+    """Show progress: a bar with rate and time left on a terminal, sparse lines in a log."""
+    if not sys.stderr.isatty():
+        yield _log_progress(stage, total)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = [
+        TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:>10}"),
+        TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    ]  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(stage, total=total, rate="")
+
+        def advance(rows: int) -> None:
+            progress.advance(task, rows)
+            state = progress.tasks[0]
+            if state.elapsed:
+                progress.update(task, rate=f"{state.completed / state.elapsed:,.0f}/s")
+
+        yield advance
+
+
+def _log_progress(stage: str, total: int | None) -> Advance:
+    started, last, done = time.monotonic(), time.monotonic(), 0
+    logger = logging.getLogger("scalemine")
+
+    def advance(rows: int) -> None:
+        nonlocal last, done
+        done += rows
+        now = time.monotonic()
+        if now - last >= LOG_INTERVAL or done == total:
+            last = now
+            rate = done / max(now - started, 1e-9)
+            left = f" of {total:,}, {(total - done) / rate:,.0f} s left" if total else ""
+            logger.info("%s: %s%s, %s/s", stage, f"{done:,}", left, f"{rate:,.0f}")
+
+    return advance
+
+
+def _set_up_logging() -> None:
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    if sys.stderr.isatty():
+        handler: logging.Handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger = logging.getLogger("scalemine")
+    logger.handlers = [handler]
+    logger.setLevel(os.environ.get("SCALEMINE_LOG", "INFO").upper())
+    logger.propagate = False
+
+
+def _fail(code: int, message: str) -> NoReturn:
+    print(f"scalemine: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def main() -> None:
+    """Run the command line; every way to end has its exit code."""
+    from scalemine.config import InputError
+    from scalemine.executor import Stopped
+
+    _set_up_logging()
+    try:
+        app()
+    except InputError as error:
+        _fail(EXIT_INPUT, " ".join(str(error).split()))
+    except Stopped:
+        _fail(EXIT_STOPPED, "stopped; what was finished is kept: call again to go on")
+    except KeyboardInterrupt:
+        _fail(130, "interrupted; what was finished is kept: call again to go on")
+    except BrokenPipeError:
+        # The reader of a pipe has left; Python would complain about it once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(EXIT_FAILED)

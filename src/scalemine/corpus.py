@@ -1,0 +1,412 @@
+"""The imported corpus: shards of tweets with unique ids, in which copies of one text lie together.
+
+An import runs in three passes over files larger than memory:
+
+1. each file of the corpus is read into one staging file, with a number for every record (`sources` says how);
+2. DuckDB finds ids that were there before, and texts that occur more than once;
+3. DuckDB puts the rows in order, and they are cut into shards.
+
+The order is that of the input, except that exact copies of a text follow directly after its first occurrence. No shard
+shares a text with another one, so each text need be encoded only once, by whoever holds its shard.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from scalemine import store
+from scalemine.config import CorpusConfig, InputError
+from scalemine.sources import DUPLICATE_ID, EXCERPT_CHARS, Record, Reject, Source, find_sources, read_records
+from scalemine.store import Stage, open_stage, read_json, write_json, write_whole
+from scalemine.text import text_hash
+
+log = logging.getLogger(__name__)
+Json = Any
+
+IMPORT_VERSION: Final = 1
+_CORPUS_FILE: Final = "corpus.json"
+_REJECTS_FILE: Final = "rejects.parquet"
+_STAGING: Final = "staging"
+_ROW_GROUP_ROWS: Final = 4096
+_STAGING_ROWS: Final = 16_384
+# A record's number is that of its file, shifted by this, plus its place among the file's records.
+_SEQ_BITS: Final = 40
+_REJECTS_SCHEMA: Final = pa.schema(
+    {"source": pa.string(), "line": pa.int64(), "reason": pa.string(), "excerpt": pa.string()}
+)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One Parquet file of the corpus: the unit of work of every later stage."""
+
+    name: str
+    path: Path
+    num_rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """An imported corpus.
+
+    ``counts`` holds ``read``, ``accepted``, ``rejected``, ``rejected_by_reason``, ``copies`` (rows that repeat an
+    earlier text) and ``by_source``.
+    """
+
+    folder: Path
+    shards: tuple[Shard, ...]
+    columns: tuple[str, ...]
+    counts: dict[str, Any]
+
+    @property
+    def num_rows(self) -> int:
+        """Number of tweets."""
+        return sum(shard.num_rows for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the content of all shards, in order."""
+        return store.fingerprint([shard.sha256 for shard in self.shards])
+
+    @property
+    def rejects(self) -> Path:
+        """Parquet file of what was read and not accepted: source, line, reason, excerpt."""
+        return self.folder / _REJECTS_FILE
+
+    def read(self, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the rows of a shard: id, text and the kept columns, all strings; or only some of the columns."""
+        with pq.ParquetFile(shard.path) as file:
+            return file.read(columns=None if columns is None else list(columns))
+
+
+def open_corpus(folder: Path) -> Corpus:
+    """Return the corpus that was imported into a folder.
+
+    Raises:
+        InputError: There is none, or its shards are gone.
+    """
+    try:
+        facts = read_json(folder / _CORPUS_FILE)
+    except FileNotFoundError:
+        raise InputError(f"{folder}: no imported corpus (expected {_CORPUS_FILE} in it); import one first") from None
+    home = Path(facts["shards_in"] or folder)
+    shards = tuple(
+        Shard(entry["name"], _shard_path(home, entry["name"]), entry["rows"], entry["sha256"])
+        for entry in facts["shards"]
+    )
+    missing = [shard.path for shard in shards if not shard.path.exists()]
+    if missing:
+        raise InputError(
+            f"{missing[0]}: shard is gone ({len(missing)} of {len(shards)}); "
+            f"put {home} back, or remove {folder} and import again"
+        )
+    return Corpus(folder, shards, tuple(facts["columns"]), facts["counts"])
+
+
+def import_corpus(
+    config: CorpusConfig, folder: Path, *, redo: bool = False, on_rows: Callable[[int], None] | None = None
+) -> Corpus:
+    """Import tweets into a folder, or go on with an import that was stopped; a finished one is only opened.
+
+    Where ``config.uri`` is one imported corpus, its shards are used where they lie.
+
+    Args:
+        config: Which tweets, and what is too much.
+        folder: Where the corpus goes.
+        redo: Discard a corpus that was imported there with other settings or from other files.
+        on_rows: Called with the number of further records read.
+
+    Raises:
+        InputError: A file cannot be found or read, a column is not there, no row is usable, or the folder holds a
+            corpus of other settings or files.
+    """
+    _check_keep(config)
+    _check_apart(config, folder)
+    imported = Path(config.uri[0])
+    if len(config.uri) == 1 and (imported / _CORPUS_FILE).is_file():
+        return _adopt(config, imported.absolute(), folder, redo=redo)
+    sources = find_sources(config.uri)
+    inputs = {source.name: source.fingerprint() for source in sources}
+    stage = open_stage(folder, version=IMPORT_VERSION, settings=_settings(config), inputs=inputs, redo=redo)
+    if not stage.file(_CORPUS_FILE).exists():
+        _import(config, stage, sources, on_rows or (lambda _: None))
+    # After the commit, since an import that is stopped between the two must not start again.
+    shutil.rmtree(stage.file(_STAGING), ignore_errors=True)
+    return open_corpus(folder)
+
+
+def _check_keep(config: CorpusConfig) -> None:
+    columns = ["id", "text", *config.keep]
+    twice = [name for name in config.keep if columns.count(name) > 1]
+    if twice:
+        raise InputError(f"corpus.keep: {twice[0]} would be there twice; id and text are always kept, so leave it out")
+
+
+def _check_apart(config: CorpusConfig, folder: Path) -> None:
+    """Refuse to import a folder into itself: the next run would read what this one wrote."""
+    for uri in config.uri:
+        if Path(uri).is_dir() and folder.resolve().is_relative_to(Path(uri).resolve()):
+            raise InputError(f"{folder}: lies in the folder of corpus.uri, {uri}; choose a workdir outside of it")
+
+
+def _settings(config: CorpusConfig) -> Json:
+    return {f"corpus.{key}": value for key, value in config.model_dump(mode="json").items()}
+
+
+def _shard_path(folder: Path, name: str) -> Path:
+    return folder / "shards" / f"{name}.parquet"
+
+
+def _adopt(config: CorpusConfig, imported: Path, folder: Path, *, redo: bool) -> Corpus:
+    """Point a folder to the shards of a corpus that was imported elsewhere."""
+    corpus = open_corpus(imported)
+    absent = [name for name in config.keep if name not in corpus.columns]
+    if absent:
+        raise InputError(
+            f"corpus.keep: {absent[0]} is not in the imported corpus {imported}, "
+            f"which has {', '.join(corpus.columns)}; import its files again, or leave it out"
+        )
+    inputs = {"imported corpus": corpus.fingerprint}
+    stage = open_stage(folder, version=IMPORT_VERSION, settings=_settings(config), inputs=inputs, redo=redo)
+    if not stage.file(_CORPUS_FILE).exists():
+        with write_whole(stage.file(_REJECTS_FILE)) as temporary:
+            shutil.copyfile(corpus.rejects, temporary)
+        home = corpus.shards[0].path.parent.parent
+        _write_corpus_file(dataclasses.replace(corpus, folder=folder), shards_in=str(home.absolute()))
+    return open_corpus(folder)
+
+
+def _write_corpus_file(corpus: Corpus, *, shards_in: str | None = None) -> None:
+    shards = [{"name": shard.name, "rows": shard.num_rows, "sha256": shard.sha256} for shard in corpus.shards]
+    facts = {"columns": corpus.columns, "counts": corpus.counts, "shards_in": shards_in, "shards": shards}
+    write_json(corpus.folder / _CORPUS_FILE, facts)
+
+
+def _import(config: CorpusConfig, stage: Stage, sources: Sequence[Source], on_rows: Callable[[int], None]) -> None:
+    """Make the corpus of a stage; its last file is the commit."""
+    paths = [stage.file(f"{_STAGING}/{index:05}.parquet") for index in range(len(sources))]
+    for source, path in zip(sources, paths, strict=True):
+        if stage.manifest(path) is None:
+            # The first record shows whether the columns are there: better said now than after hours of reading.
+            next(read_records(source, config), None)
+    tallies = []
+    for index, (source, path) in enumerate(zip(sources, paths, strict=True)):
+        tallies.append(_stage_source(config, stage, source, path, index << _SEQ_BITS, on_rows))
+    with _open_database(stage.file(_STAGING), paths) as database:
+        _find_repeats(database)
+        counts = _add_up(database, [source.name for source in sources], tallies)
+        _write_rejects(database, [source.name for source in sources], stage.file(_REJECTS_FILE))
+        assert pq.read_metadata(stage.file(_REJECTS_FILE)).num_rows == counts["rejected"], counts
+        _check_usable(config, stage, counts)
+        shards = tuple(_write_shards(database, config, stage.folder))
+    assert sum(shard.num_rows for shard in shards) == counts["accepted"], (shards, counts)
+    _write_corpus_file(Corpus(stage.folder, shards, ("id", "text", *config.keep), counts))
+
+
+# Pass 1: from files to numbered records
+
+
+def _stage_source(
+    config: CorpusConfig, stage: Stage, source: Source, path: Path, first_seq: int, on_rows: Callable[[int], None]
+) -> Json:
+    """Read a file into its staging file, unless that was done, and return how many records had each reason."""
+    manifest = stage.manifest(path)
+    if manifest is not None:
+        on_rows(manifest["read"])
+        return manifest
+    reasons: Counter[str | None] = Counter()
+    schema = _staging_schema(len(config.keep))
+    log.info("reading %s", source.uri)
+    with write_whole(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        records = read_records(source, config)
+        while chunk := list(itertools.islice(records, _STAGING_ROWS)):
+            rows = _staging_rows(chunk, first_seq + reasons.total(), schema)
+            writer.write_table(rows)
+            reasons.update(rows["reason"].to_pylist())
+            on_rows(len(chunk))
+    assert reasons.total() < 1 << _SEQ_BITS, source.uri
+    accepted = reasons.pop(None, 0)
+    read = accepted + reasons.total()
+    by_reason = dict(sorted(reasons.items()))
+    stage.commit(path, source=source.name, read=read, accepted=accepted, rejected_by_reason=by_reason)
+    return stage.manifest(path)
+
+
+def _staging_schema(num_kept: int) -> pa.Schema:
+    """Return the columns of a staging file: of a record, all but ``reason``; of a reject, ``text`` is its excerpt."""
+    kept = {f"kept_{index}": pa.string() for index in range(num_kept)}
+    narrow = {"seq": pa.int64(), "line": pa.int64(), "reason": pa.string(), "text_hash": pa.binary(16)}
+    return pa.schema({**narrow, "id": pa.string(), "text": pa.string(), **kept})
+
+
+def _staging_rows(chunk: Sequence[Record | Reject], first_seq: int, schema: pa.Schema) -> pa.Table:
+    num_kept = len(schema) - 6
+    rows = [
+        (seq, found.line, None, text_hash(found.text), found.id, found.text, *found.kept)
+        if isinstance(found, Record)
+        else (seq, found.line, found.reason, None, None, found.excerpt, *[None] * num_kept)
+        for seq, found in enumerate(chunk, start=first_seq)
+    ]
+    columns = [pa.array(values, kind) for values, kind in zip(zip(*rows, strict=True), schema.types, strict=True)]
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+# Pass 2: what was there before
+
+
+def _open_database(staging: Path, paths: Sequence[Path]) -> duckdb.DuckDBPyConnection:
+    """Open an empty database over the staging files, which spills to disk what a small memory does not hold."""
+    spill = staging / "database"
+    shutil.rmtree(spill, ignore_errors=True)
+    spill.mkdir()
+    settings = {
+        "memory_limit": "256MB",
+        "threads": 2,
+        "temp_directory": str(spill),
+        # Only the outermost ORDER BY counts, and other orders cost memory.
+        "preserve_insertion_order": False,
+        "autoinstall_known_extensions": False,
+    }
+    database = duckdb.connect(str(spill / "import.duckdb"), config=settings)
+    files = ", ".join("'" + str(path).replace("'", "''") + "'" for path in paths)
+    database.execute(f"CREATE VIEW staged AS FROM read_parquet([{files}])")
+    return database
+
+
+def _find_repeats(database: duckdb.DuckDBPyConnection) -> None:
+    """Make the tables of rows whose id was there before (``late``), and of texts with copies (``copied``).
+
+    Only hashes and numbers are grouped; texts and ids stay in the files.
+    """
+    database.execute("""
+        CREATE TABLE repeated AS
+        SELECT md5_number(id) AS id_hash, min(seq) AS first FROM staged WHERE reason IS NULL
+        GROUP BY id_hash HAVING count(*) > 1
+    """)
+    database.execute("""
+        CREATE TABLE late AS
+        SELECT seq FROM (SELECT seq, md5_number(id) AS id_hash FROM staged WHERE reason IS NULL)
+        JOIN repeated USING (id_hash) WHERE seq > first
+    """)
+    database.execute("""
+        CREATE TABLE copied AS
+        SELECT text_hash, min(seq) AS first, count(*) AS rows FROM staged ANTI JOIN late USING (seq)
+        WHERE reason IS NULL GROUP BY text_hash HAVING count(*) > 1
+    """)
+
+
+def _add_up(database: duckdb.DuckDBPyConnection, names: Sequence[str], tallies: Sequence[Json]) -> dict[str, Any]:
+    """Return the counts of the whole corpus, and check that every record read is in one of them."""
+    late = dict(database.execute(f"SELECT seq >> {_SEQ_BITS}, count(*) FROM late GROUP BY ALL").fetchall())
+    reasons: Counter[str] = Counter()
+    by_source = {}
+    for index, (name, tally) in enumerate(zip(names, tallies, strict=True)):
+        reasons.update(tally["rejected_by_reason"])
+        reasons.update({DUPLICATE_ID: late[index]} if index in late else {})
+        accepted = tally["accepted"] - late.get(index, 0)
+        by_source[name] = {"read": tally["read"], "accepted": accepted, "rejected": tally["read"] - accepted}
+    totals = {key: sum(source[key] for source in by_source.values()) for key in ("read", "accepted", "rejected")}
+    assert totals["rejected"] == reasons.total(), (totals, reasons)
+    [(copies,)] = database.execute("SELECT coalesce(sum(rows - 1), 0)::BIGINT FROM copied").fetchall()
+    return {**totals, "rejected_by_reason": dict(reasons.most_common()), "copies": copies, "by_source": by_source}
+
+
+def _check_usable(config: CorpusConfig, stage: Stage, counts: dict[str, Any]) -> None:
+    if counts["accepted"]:
+        return
+    where = f"corpus.uri {', '.join(config.uri)}: empty corpus"
+    if not counts["read"]:
+        raise InputError(f"{where}: 0 records read, the files hold none; name other files")
+    reason, number = next(iter(counts["rejected_by_reason"].items()))
+    raise InputError(
+        f"{where}: {counts['read']} records read, none usable; most often: {reason} ({number} times); "
+        f"see {stage.file(_REJECTS_FILE)}, and set corpus.text if the text has another name"
+    )
+
+
+# Pass 3: rejects and shards
+
+
+def _write_rejects(database: duckdb.DuckDBPyConnection, names: Sequence[str], path: Path) -> None:
+    """Write everything that was read and not accepted, in the order of the input."""
+    rejects = _stream(
+        database,
+        f"""
+        SELECT seq >> {_SEQ_BITS} AS source, line, coalesce(reason, '{DUPLICATE_ID}') AS reason,
+            substr(text, 1, {EXCERPT_CHARS}) AS excerpt
+        FROM staged WHERE reason IS NOT NULL OR seq IN (FROM late) ORDER BY seq
+        """,
+    )
+    labels = pa.array(names, pa.string())
+    with write_whole(path) as temporary, pq.ParquetWriter(temporary, _REJECTS_SCHEMA, compression="zstd") as writer:
+        for batch in rejects:
+            columns = [labels.take(batch["source"]), *batch.columns[1:]]
+            writer.write_table(pa.Table.from_arrays(columns, schema=_REJECTS_SCHEMA), row_group_size=_ROW_GROUP_ROWS)
+
+
+def _write_shards(database: duckdb.DuckDBPyConnection, config: CorpusConfig, folder: Path) -> Iterator[Shard]:
+    """Write the accepted rows, and yield each shard written."""
+    kept = "".join(f", kept_{index}" for index in range(len(config.keep)))
+    rows = _stream(
+        database,
+        f"""
+        SELECT coalesce(first, seq) AS group_seq, id, text{kept}
+        FROM staged ANTI JOIN late USING (seq) LEFT JOIN copied USING (text_hash)
+        WHERE reason IS NULL ORDER BY group_seq, seq
+        """,
+    )
+    for index, table in enumerate(_cut_shards(rows, config.rows_per_shard)):
+        name = f"{index:05}"
+        path = _shard_path(folder, name)
+        with write_whole(path) as temporary:
+            # One chunk, so that the bytes do not depend on how the rows came.
+            whole = table.rename_columns(["id", "text", *config.keep]).combine_chunks()
+            pq.write_table(
+                whole, temporary, compression="zstd", row_group_size=_ROW_GROUP_ROWS, write_page_checksum=True
+            )
+        yield Shard(name, path, table.num_rows, store.file_sha256(path))
+
+
+def _stream(database: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBatch]:
+    """Yield the rows of a query, some at a time; no batch is empty."""
+    for batch in database.sql(query).fetch_record_batch(_STAGING_ROWS):
+        if batch.num_rows:
+            yield batch
+
+
+def _cut_shards(batches: Iterable[pa.RecordBatch], rows_per_shard: int) -> Iterator[pa.Table]:
+    """Cut rows into tables of a number of rows, or more where the cut would part rows of one group.
+
+    Args:
+        batches: Rows with their group in the first column, which is left out of the tables; groups lie together.
+        rows_per_shard: Rows of a table, at least; the last one may have fewer.
+    """
+    held: list[pa.RecordBatch] = []
+    num_held, last_group = 0, -1
+    for batch in batches:
+        groups = batch.column(0).to_numpy()
+        starts = np.flatnonzero(np.diff(groups, prepend=last_group))
+        rows, begin, last_group = batch.select(batch.schema.names[1:]), 0, groups[-1]
+        # A table ends before the first row that begins a group, once it is full.
+        while (place := np.searchsorted(starts, begin + max(0, rows_per_shard - num_held))) < len(starts):
+            end = int(starts[place])
+            yield pa.Table.from_batches([*held, rows.slice(begin, end - begin)])
+            held, num_held, begin = [], 0, end
+        held.append(rows.slice(begin))
+        num_held += batch.num_rows - begin
+    if num_held:
+        yield pa.Table.from_batches(held)

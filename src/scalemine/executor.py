@@ -1,0 +1,363 @@
+"""Map a task over items, in this process or on a fixed pool of Ray actors; the only module that imports Ray.
+
+Both executors make a worker once per process (so an encoder is loaded once), keep two items in flight for each worker
+(so that one is read and tokenised while the other is in the model), and yield outcomes in the order they finish. An
+item that fails is tried again, at last alone; what fails three times comes back with its traceback.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Generic, Protocol, TypeVar
+
+from scalemine.config import ComputeConfig, InputError
+
+logger = logging.getLogger(__name__)
+
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
+
+MAX_ATTEMPTS = 3
+IN_FLIGHT = 2
+
+
+class Stopped(Exception):  # noqa: N818  not an error: the user asked for it
+    """A signal asked the run to stop; what was in flight is finished and kept."""
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[ItemT, ResultT]):
+    """What became of an item: a result, or the traceback of its last failure."""
+
+    item: ItemT
+    result: ResultT | None
+    error: str | None = None
+
+
+class Executor(Protocol):
+    """Runs a task over items."""
+
+    def map(
+        self, make_worker: Callable[[], Callable[[ItemT], ResultT]], items: Sequence[ItemT], *, attempts: int = MAX_ATTEMPTS
+    ) -> Iterator[Outcome[ItemT, ResultT]]:
+        """Yield the outcome of every item, in the order they finish.
+
+        Args:
+            make_worker: Called once in each process; must pickle.
+            items: Small values that pickle; put the largest first.
+            attempts: How often an item is tried before it is given up.
+
+        Raises:
+            Stopped: A signal came; items in flight were finished and yielded before.
+        """
+        ...
+
+
+class StopSignals:
+    """While entered, the first SIGINT, SIGTERM or SIGUSR1 asks for a stop, and a second SIGINT interrupts at once."""
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+            self._before[number] = signal.signal(number, self._request)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _request(self, number: int, _frame: FrameType | None) -> None:
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True
+        logger.warning("%s: finishing what is in flight, then stopping", signal.Signals(number).name)
+
+    def raise_if_requested(self) -> None:
+        """Raise ``Stopped`` if a signal has come."""
+        if self.requested:
+            raise Stopped
+
+
+@dataclass
+class _Attempt(Generic[ItemT]):
+    item: ItemT
+    failures: int = 0
+
+
+@dataclass(frozen=True)
+class InlineExecutor:
+    """Runs the task in this process, two items at a time."""
+
+    signals: StopSignals = field(default_factory=StopSignals)
+
+    def map(
+        self, make_worker: Callable[[], Callable[[ItemT], ResultT]], items: Sequence[ItemT], *, attempts: int = MAX_ATTEMPTS
+    ) -> Iterator[Outcome[ItemT, ResultT]]:
+        """Yield the outcome of every item; see ``Executor.map``."""
+        if not items:
+            return
+        worker = make_worker()
+        todo = deque(_Attempt(item) for item in items)
+        running: dict[Future[ResultT], _Attempt[ItemT]] = {}
+        with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="shard") as threads:
+            while running or (todo and not self.signals.requested):
+                while todo and len(running) < IN_FLIGHT and not self.signals.requested:
+                    attempt = todo.popleft()
+                    running[threads.submit(worker, attempt.item)] = attempt
+                done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
+                for future in done:
+                    attempt = running.pop(future)
+                    error = future.exception()
+                    if error is None:
+                        yield Outcome(attempt.item, future.result())
+                        continue
+                    attempt.failures += 1
+                    if attempt.failures >= attempts:
+                        yield Outcome(attempt.item, None, "".join(traceback.format_exception(error)))
+                    else:
+                        todo.append(attempt)
+        self.signals.raise_if_requested()
+
+
+class _Actor:
+    """The Ray actor: a worker, made once."""
+
+    def __init__(self, make_worker: Callable[[], Callable[[Any], Any]]) -> None:
+        self._worker = make_worker()
+
+    def ready(self) -> int:
+        return os.getpid()
+
+    def run(self, item: object) -> object:
+        return self._worker(item)
+
+
+@dataclass
+class _Member:
+    """One place of the pool: an actor and what it is doing."""
+
+    actor: Any
+    is_ready: bool = False
+    has_worked: bool = False
+    running: dict[Any, _Attempt[Any]] = field(default_factory=dict)
+
+    def has_room(self, attempt: _Attempt[Any]) -> bool:
+        """Two at a time, but one that has failed runs alone, so that it cannot take another down with it."""
+        if attempt.failures or any(other.failures for other in self.running.values()):
+            return not self.running
+        return len(self.running) < IN_FLIGHT
+
+
+@dataclass(frozen=True)
+class RayExecutor:
+    """Runs the task on a fixed pool of Ray actors; see ``ray_executor``."""
+
+    workers: int
+    cpus_per_worker: float
+    gpus_per_worker: float
+    signals: StopSignals = field(default_factory=StopSignals)
+
+    def map(
+        self, make_worker: Callable[[], Callable[[ItemT], ResultT]], items: Sequence[ItemT], *, attempts: int = MAX_ATTEMPTS
+    ) -> Iterator[Outcome[ItemT, ResultT]]:
+        """Yield the outcome of every item; see ``Executor.map``."""
+        if not items:
+            return
+        pool = _Pool(self, make_worker, min(self.workers, len(items)))
+        todo = deque(_Attempt(item) for item in items)
+        try:
+            while pool.is_running or (todo and not self.signals.requested):
+                if not self.signals.requested:
+                    pool.submit(todo)
+                for attempt, result, error in pool.collect():
+                    if error is None:
+                        yield Outcome(attempt.item, result)
+                        continue
+                    attempt.failures += 1
+                    if attempt.failures >= attempts:
+                        yield Outcome(attempt.item, None, error)
+                    else:
+                        todo.append(attempt)
+        finally:
+            pool.close()
+        self.signals.raise_if_requested()
+
+
+class _Pool:
+    """A fixed number of actors; one that dies is replaced, and what it did comes back as failed."""
+
+    def __init__(self, executor: RayExecutor, make_worker: Callable[[], Callable[[Any], Any]], size: int) -> None:
+        import ray
+
+        self._ray = ray
+        self._make_worker = make_worker
+        self._actor_class = ray.remote(_Actor).options(
+            num_cpus=executor.cpus_per_worker,
+            num_gpus=executor.gpus_per_worker,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=IN_FLIGHT,
+        )
+        self._deaths_at_birth = 0
+        self._waiting: dict[Any, _Member] = {}
+        self._members = [self._start() for _ in range(size)]
+        self._since, self._warned = time.monotonic(), False
+
+    @property
+    def is_running(self) -> bool:
+        return any(member.running for member in self._members)
+
+    def _start(self) -> _Member:
+        member = _Member(self._actor_class.remote(self._make_worker))
+        self._waiting[member.actor.ready.remote()] = member
+        return member
+
+    def submit(self, todo: deque[_Attempt[Any]]) -> None:
+        """Hand out items from the left: each actor gets one before any gets its second."""
+        for load in range(IN_FLIGHT):
+            for member in self._members:
+                if todo and member.is_ready and len(member.running) <= load and member.has_room(todo[0]):
+                    attempt = todo.popleft()
+                    call = member.actor.run.remote(attempt.item)
+                    member.running[call] = attempt
+                    self._waiting[call] = member
+
+    def collect(self) -> Iterator[tuple[_Attempt[Any], Any, str | None]]:
+        """Yield what has finished within half a second: the attempt, its result, its error."""
+        done, _ = self._ray.wait(list(self._waiting), num_returns=1, timeout=0.5)
+        for call in done:
+            if call not in self._waiting:  # its actor was replaced while this list was gone through
+                continue
+            member = self._waiting.pop(call)
+            attempt = member.running.pop(call, None)
+            try:
+                result = self._ray.get(call)
+            except self._ray.exceptions.RayTaskError as error:
+                assert attempt is not None, error
+                yield attempt, None, str(error)
+            except self._ray.exceptions.RayActorError as error:
+                lost = [attempt, *member.running.values()] if attempt else list(member.running.values())
+                self._replace(member, str(error))
+                for each in lost:
+                    yield each, None, f"the worker process died: {error}"
+            else:
+                if attempt is None:
+                    member.is_ready = True
+                else:
+                    member.has_worked = True
+                    yield attempt, result, None
+        self._warn_if_none_is_ready()
+
+    def _replace(self, member: _Member, error: str) -> None:
+        if not member.is_ready:
+            self._deaths_at_birth += 1
+            if self._deaths_at_birth >= MAX_ATTEMPTS:
+                raise RuntimeError(f"no worker could be started; the last one said: {error}")
+        logger.warning("a worker died and is replaced (%s)", error.strip().splitlines()[0])
+        for call in [call for call, owner in self._waiting.items() if owner is member]:
+            del self._waiting[call]
+        self._members[self._members.index(member)] = self._start()
+
+    def _warn_if_none_is_ready(self) -> None:
+        if not self._warned and time.monotonic() - self._since > 60 and not any(m.is_ready for m in self._members):
+            self._warned = True
+            logger.warning("no worker is up after 60 s: does the cluster have the CPUs or GPUs that each one asks for?")
+
+    def close(self) -> None:
+        for member in self._members:
+            self._ray.kill(member.actor)
+
+
+@contextlib.contextmanager
+def make_executor(config: ComputeConfig, *, signals: StopSignals, wants_gpu: bool) -> Iterator[Executor]:
+    """Give the executor that a configuration names; a Ray session that this starts also ends with it.
+
+    Args:
+        config: Where the work runs.
+        signals: Ask for a stop.
+        wants_gpu: Whether a worker uses a GPU where the cluster has one.
+
+    Raises:
+        InputError: The named Ray cluster does not answer.
+    """
+    if config.executor == "inline":
+        yield InlineExecutor(signals)
+        return
+    with _ray_session(config):
+        import ray
+
+        gpus = config.gpus_per_worker
+        if gpus is None:
+            gpus = 1.0 if wants_gpu and ray.cluster_resources().get("GPU", 0) > 0 else 0.0
+        # On a machine of its own a worker's share of the cores is a matter of threads, not of Ray's bookkeeping.
+        cpus = 1.0 if config.address == "local" else float(config.threads or 1)
+        yield RayExecutor(config.workers, cpus, gpus, signals)
+
+
+def threads_of_worker(config: ComputeConfig) -> int:
+    """Return how many threads a worker computes with: as configured, or its share of this machine's cores."""
+    if config.threads is not None:
+        return config.threads
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // config.workers)
+
+
+@contextlib.contextmanager
+def _ray_session(config: ComputeConfig) -> Iterator[None]:
+    # Set before Ray is imported: it reads them once.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    with contextlib.ExitStack() as cleanup:
+        if config.address == "local":
+            _private_token(cleanup)
+        import ray
+
+        if ray.is_initialized():
+            yield
+            return
+        options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+        if config.address == "local":
+            options |= {"num_cpus": config.workers, "_node_ip_address": "127.0.0.1"}
+        try:
+            ray.init(address=config.address, **({} if config.address != "local" else options))
+        except (ConnectionError, ValueError) as error:
+            raise InputError(
+                f"compute.address: no Ray cluster at {config.address!r} ({str(error).splitlines()[0]}); "
+                f"start one, or set compute.address=local"
+            ) from None
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _private_token(cleanup: contextlib.ExitStack) -> None:
+    """Guard this run's own Ray session by a token that only this user can read: a Ray port runs any code it is sent."""
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    folder = Path(tempfile.mkdtemp(prefix="scalemine-"))
+    cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32), encoding="utf-8")
+    for name, value in (("RAY_AUTH_MODE", "token"), ("RAY_AUTH_TOKEN_PATH", str(token))):
+        os.environ[name] = value
+        cleanup.callback(os.environ.pop, name, None)

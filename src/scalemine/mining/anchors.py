@@ -1,0 +1,204 @@
+"""Positives and anchors: the mean embedding of each class's labelled tweets.
+
+Shapes: M positives, K classes, D dimensions.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+import safetensors.numpy
+from numpy.typing import NDArray
+
+from scalemine.config import InputError, PositivesConfig
+from scalemine.mining.encoder import Encoder
+from scalemine.mining.similarity import STEPS_PER_UNIT
+from scalemine.store import Stage, write_whole
+
+FloatArray = NDArray[np.float32]
+
+SPANS = pa.list_(pa.struct([("start", pa.int32()), ("end", pa.int32()), ("type", pa.string())]))
+
+
+@dataclass(frozen=True, eq=False)
+class Positives:
+    """Labelled tweets.
+
+    Args:
+        table: Columns id, text, class_name (strings) and spans (character offsets; null where the file has none).
+    """
+
+    table: pa.Table
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes, in order of their names."""
+        return sorted(set(self.table["class_name"].to_pylist()))
+
+    def count(self, class_name: str) -> int:
+        """Return the number of tweets of a class."""
+        return int(pc.sum(pc.equal(self.table["class_name"], class_name)).as_py() or 0)
+
+
+def read_positives(uri: str, config: PositivesConfig) -> Positives:
+    """Read labelled tweets; a row without text or class is no positive.
+
+    Raises:
+        InputError: The file or a column is not there, or no row is usable.
+    """
+    table = _read_table(uri)
+    columns = {
+        "id": _column(table, config.id, uri) if config.id in table.column_names else None,
+        "text": _column(table, config.text, uri, "positives.text"),
+        "class_name": _column(table, config.class_name, uri, "positives.class_name"),
+    }
+    if columns["id"] is None:
+        columns["id"] = pa.chunked_array([pa.array([f"{Path(uri).stem}:{row}" for row in range(table.num_rows)])])
+    columns["spans"] = _spans(table, config.spans, uri)
+    positives = pa.table(columns)
+    usable = pc.and_(
+        pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(positives["text"], ""))), 0),
+        pc.greater(pc.utf8_length(pc.fill_null(positives["class_name"], "")), 0),
+    )
+    positives = positives.filter(usable)
+    if config.classes:
+        positives = positives.filter(pc.is_in(positives["class_name"], value_set=pa.array(config.classes)))
+    if positives.num_rows == 0:
+        of_classes = f" of {', '.join(config.classes)}" if config.classes else ""
+        raise InputError(f"{uri}: no positives{of_classes}: none of its {table.num_rows} rows has both a text and a class")
+    return Positives(positives)
+
+
+def check_classes(train: Positives, test: Positives | None, config: PositivesConfig) -> None:
+    """Raise InputError where a class has too few positives for an anchor, or none at all."""
+    wanted = set(config.classes or train.class_names) | set(test.class_names if test else [])
+    for class_name in sorted(wanted):
+        count = train.count(class_name)
+        if count < config.min_per_class:
+            known = ", ".join(f"{name} ({train.count(name)})" for name in train.class_names)
+            raise InputError(
+                f"{config.uri}: class {class_name!r} has {count} positives, expected at least {config.min_per_class}; "
+                f"the file has {known}"
+            )
+
+
+def _read_table(uri: str) -> pa.Table:
+    path = Path(uri)
+    if not path.is_file():
+        raise InputError(f"positives.uri: no such file: {uri} (expected Parquet, CSV, TSV or JSON lines)")
+    try:
+        match path.suffix.lower():
+            case ".parquet":
+                return pq.read_table(path)
+            case ".csv":
+                return pyarrow.csv.read_csv(path)
+            case ".tsv":
+                return pyarrow.csv.read_csv(path, parse_options=pyarrow.csv.ParseOptions(delimiter="\t"))
+            case ".jsonl" | ".ndjson" | ".json":
+                return pyarrow.json.read_json(path)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"positives.uri: {uri} cannot be read: {str(error).splitlines()[0]}") from None
+    raise InputError(f"positives.uri: {uri}: unknown ending; expected .parquet, .csv, .tsv or .jsonl")
+
+
+def _column(table: pa.Table, name: str, uri: str, key: str = "positives.id") -> pa.ChunkedArray:
+    if name not in table.column_names:
+        near = difflib.get_close_matches(name, table.column_names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"{key}: no column {name!r} in {uri}; {hint}it has {', '.join(table.column_names)}")
+    column = table[name]
+    if pa.types.is_nested(column.type):
+        raise InputError(f"{key}: column {name!r} of {uri} holds {column.type}, expected text")
+    return column.cast(pa.string())
+
+
+def _spans(table: pa.Table, name: str, uri: str) -> pa.ChunkedArray:
+    if name not in table.column_names:
+        return pa.chunked_array([pa.nulls(table.num_rows, SPANS)])
+    try:
+        return table[name].cast(SPANS)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise InputError(
+            f"positives.spans: column {name!r} of {uri} holds {table[name].type}, "
+            f"expected a list of start, end (characters) and type"
+        ) from None
+
+
+@dataclass(frozen=True, eq=False)
+class Anchors:
+    """The anchors of the classes, and the positives that they are the means of.
+
+    Args:
+        class_names: K names, sorted.
+        vectors_KD: Anchors, rows of length 1.
+        positive_ids: M identifiers.
+        positive_class_M: Index of each positive's class.
+        positives_MD: Embeddings of the positives, rows of length 1.
+    """
+
+    class_names: tuple[str, ...]
+    vectors_KD: FloatArray
+    positive_ids: tuple[str, ...]
+    positive_class_M: NDArray[np.int64]
+    positives_MD: FloatArray
+
+    def leave_one_out_steps(self, class_index: int) -> NDArray[np.int16]:
+        """Return S_an of each positive of a class to the anchor of the others, in steps of 2^-15.
+
+        A positive is part of its own anchor, which would flatter it; so it is left out.
+        """
+        own_MD = self.positives_MD[self.positive_class_M == class_index].astype(np.float64)
+        others_MD = own_MD.sum(axis=0) - own_MD
+        others_MD /= np.maximum(np.linalg.norm(others_MD, axis=1, keepdims=True), 1e-12)
+        cosines_M = (own_MD * others_MD).sum(axis=1)
+        steps = np.rint(cosines_M * STEPS_PER_UNIT).clip(-STEPS_PER_UNIT, STEPS_PER_UNIT - 1)
+        return steps.astype(np.int16)
+
+
+def make_anchors(positives: Positives, encoder: Encoder) -> Anchors:
+    """Encode positives and average them by class.
+
+    Source: Zhang, Lo and Win Myint (2023), "Calculate anchor vector".
+    """
+    names = positives.class_names
+    vectors_MD = encoder.encode_texts(positives.table["text"].to_pylist())
+    class_M = np.array([names.index(name) for name in positives.table["class_name"].to_pylist()])
+    means_KD = np.stack([vectors_MD[class_M == index].astype(np.float64).mean(axis=0) for index in range(len(names))])
+    means_KD /= np.linalg.norm(means_KD, axis=1, keepdims=True)
+    ids = tuple(positives.table["id"].to_pylist())
+    return Anchors(tuple(names), means_KD.astype(np.float32), ids, class_M, vectors_MD)
+
+
+def store_anchors(anchors: Anchors, positives: Positives, stage: Stage) -> None:
+    """Write ``anchors.safetensors`` (anchors, positives) and ``positives.parquet`` (their rows, in the same order)."""
+    with write_whole(stage.file("positives.parquet")) as path:
+        pq.write_table(positives.table.select(["id", "text", "class_name"]), path, compression="zstd")
+    with write_whole(stage.file("anchors.safetensors")) as path:
+        safetensors.numpy.save_file({"anchors": anchors.vectors_KD, "positives": anchors.positives_MD}, path)
+    stage.commit(stage.file("anchors.safetensors"), rows=len(anchors.positive_ids))
+
+
+def load_anchors(stage: Stage) -> Anchors | None:
+    """Return the stored anchors, or None where they are not finished."""
+    if stage.manifest(stage.file("anchors.safetensors")) is None:
+        return None
+    tensors = safetensors.numpy.load_file(stage.file("anchors.safetensors"))
+    table = pq.read_table(stage.file("positives.parquet"))
+    labels = table["class_name"].to_pylist()
+    names = sorted(set(labels))
+    class_M = np.array([names.index(label) for label in labels])
+    return Anchors(tuple(names), tensors["anchors"], tuple(table["id"].to_pylist()), class_M, tensors["positives"])
+
+
+def positives_settings(config: PositivesConfig) -> dict[str, Any]:
+    """Return what decides the positives, by dotted key."""
+    return {f"positives.{key}": value for key, value in config.model_dump().items() if key not in ("test_uri", "spans")}

@@ -1,0 +1,283 @@
+"""Embeddings and similarities of the corpus, one Arrow file per shard: computed by workers, read by memory map.
+
+Shapes: N tweets of a shard, K classes, D dimensions.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+
+from scalemine.config import EncoderConfig
+from scalemine.corpus import Corpus, Shard
+from scalemine.executor import Executor
+from scalemine.mining.encoder import Encoder, load_encoder
+from scalemine.mining.sampling import row_keys
+from scalemine.mining.similarity import similarities
+from scalemine.store import Stage, write_whole
+
+logger = logging.getLogger(__name__)
+
+OnRows = Callable[[int], None]
+LoadEncoder = Callable[[], Encoder]
+
+
+@dataclass(frozen=True)
+class ShardFiles:
+    """The files of a stage that has one Arrow file per shard of the corpus."""
+
+    stage: Stage
+    corpus: Corpus
+
+    def path(self, shard: Shard) -> Path:
+        """Return the file of a shard."""
+        return self.stage.file(f"{shard.name}.arrow")
+
+    def facts(self, shard: Shard) -> dict[str, Any] | None:
+        """Return what the manifest of a shard says, or None where the shard is not finished."""
+        manifest: dict[str, Any] | None = self.stage.manifest(self.path(shard))
+        return manifest if manifest and manifest["input"] == shard.sha256 else None
+
+    def missing(self) -> list[Shard]:
+        """Return the shards that are not finished, the largest first."""
+        todo = [shard for shard in self.corpus.shards if self.facts(shard) is None]
+        return sorted(todo, key=lambda shard: (-shard.num_rows, shard.name))
+
+    def write(self, shard: Shard, table: pa.Table, **facts: Any) -> None:  # noqa: ANN401  JSON values
+        """Write and commit the file of a shard."""
+        with write_whole(self.path(shard)) as path, pa.OSFile(str(path), "wb") as sink:
+            with pa.ipc.new_file(sink, table.schema) as writer:
+                writer.write_table(table)
+        self.stage.commit(self.path(shard), input=shard.sha256, rows=table.num_rows, **facts)
+
+    def read(self, shard: Shard) -> pa.Table:
+        """Return the table of a shard, memory-mapped."""
+        return pa.ipc.open_file(pa.memory_map(str(self.path(shard)))).read_all()
+
+
+@dataclass(frozen=True)
+class Embeddings(ShardFiles):
+    """The embeddings: columns id and vector (float16, rows of length 1; null for a row in quarantine)."""
+
+    def vectors(self, shard: Shard) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
+        """Return a shard's embeddings ``(N, D)`` and which rows have one ``(N,)``; row order is the corpus's."""
+        return matrix(self.read(shard)["vector"])
+
+
+@dataclass(frozen=True)
+class Similarities(ShardFiles):
+    """Similarities to the anchors: columns key (uint64, of the id) and steps (K times int16, null in quarantine)."""
+
+    def steps(self, shard: Shard) -> tuple[NDArray[np.uint64], NDArray[np.int16], NDArray[np.bool_]]:
+        """Return a shard's row keys ``(N,)``, S_an ``(N, K)`` in steps of 2^-15, and which rows have them ``(N,)``."""
+        table = self.read(shard)
+        steps_NK, valid_N = matrix(table["steps"])
+        return table["key"].combine_chunks().to_numpy(), steps_NK, valid_N
+
+
+def matrix(column: pa.ChunkedArray) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+    """Return a column of fixed-size lists as a matrix without copying, and which of its rows are not null."""
+    array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    width = array.type.list_size
+    values = array.values.to_numpy(zero_copy_only=True)[array.offset * width : (array.offset + len(array)) * width]
+    return values.reshape(len(array), width), array.is_valid().to_numpy(zero_copy_only=False)
+
+
+def matrix_column(values_NW: NDArray[Any], valid_N: NDArray[np.bool_]) -> pa.Array:
+    """Return a matrix as a column of fixed-size lists, null where a row is not valid."""
+    flat = pa.array(np.ascontiguousarray(values_NW).reshape(-1))
+    return pa.FixedSizeListArray.from_arrays(flat, values_NW.shape[1], mask=pa.array(~valid_N))
+
+
+@dataclass(frozen=True)
+class ShardJob:
+    """A shard to encode.
+
+    Args:
+        shard: The shard.
+        skip: Rows in quarantine with the error of each.
+        trial: Encode only these rows, [start, stop), and write nothing: the search for a row that breaks the worker.
+    """
+
+    shard: Shard
+    skip: tuple[tuple[int, str], ...] = ()
+    trial: tuple[int, int] | None = None
+
+
+class ShardEncoder:
+    """The worker that encodes a shard of the corpus and writes its embeddings, its similarities, or both."""
+
+    def __init__(
+        self, load: LoadEncoder, corpus: Corpus, embeddings: Embeddings | None, scoring: tuple[Similarities, NDArray[np.float32]] | None
+    ) -> None:
+        self._encoder = load()
+        self._corpus, self._embeddings, self._scoring = corpus, embeddings, scoring
+
+    def __call__(self, job: ShardJob) -> dict[str, Any]:
+        """Encode one shard; return what its manifest says."""
+        started = time.monotonic()
+        table = self._corpus.read(job.shard, columns=["id", "text"])
+        rows = range(*job.trial) if job.trial else range(table.num_rows)
+        skip = {row for row, _ in job.skip}
+        texts = table["text"].to_pylist()
+        distinct: dict[str, int] = {}
+        source = [distinct.setdefault(self._encoder.normalise(texts[row]), len(distinct)) for row in rows if row not in skip]
+        tokens = self._encoder.tokenise(list(distinct))
+        vectors = self._encoder.encode(tokens)
+        if job.trial:
+            return {}
+        valid_N = np.ones(table.num_rows, np.bool_)
+        valid_N[list(skip)] = False
+        vectors_ND = np.zeros((table.num_rows, self._encoder.dim), np.float16)
+        vectors_ND[valid_N] = vectors.astype(np.float16)[source]
+        facts = {
+            "distinct": len(distinct),
+            "tokens": tokens.num_tokens,
+            "cut": tokens.num_cut,
+            "precision": self._encoder.precision,
+            "device": self._encoder.device,
+            "quarantined": [{"row": row, "id": table["id"][row].as_py(), "error": error} for row, error in job.skip],
+        }
+        if self._scoring:
+            files, grid_KD = self._scoring
+            files.write(job.shard, score(table["id"], vectors_ND, valid_N, grid_KD), **facts, seconds=time.monotonic() - started)
+        if self._embeddings:
+            columns = {"id": table["id"], "vector": matrix_column(vectors_ND, valid_N)}
+            self._embeddings.write(job.shard, pa.table(columns), **facts, seconds=time.monotonic() - started)
+        return facts
+
+
+class ShardScorer:
+    """The worker that reads the embeddings of a shard and writes its similarities."""
+
+    def __init__(self, embeddings: Embeddings, similarities: Similarities, grid_KD: NDArray[np.float32], threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._embeddings, self._similarities, self._grid_KD = embeddings, similarities, grid_KD
+
+    def __call__(self, job: ShardJob) -> dict[str, Any]:
+        """Score one shard."""
+        started = time.monotonic()
+        table = self._embeddings.read(job.shard)
+        vectors_ND, valid_N = matrix(table["vector"])
+        scored = score(table["id"], vectors_ND, valid_N, self._grid_KD)
+        self._similarities.write(job.shard, scored, seconds=time.monotonic() - started)
+        return {}
+
+
+def score(
+    ids: pa.ChunkedArray, vectors_ND: NDArray[np.float16], valid_N: NDArray[np.bool_], grid_KD: NDArray[np.float32]
+) -> pa.Table:
+    """Return the similarity table of a shard: key and steps."""
+    steps_NK = similarities(vectors_ND, grid_KD)
+    return pa.table({"key": row_keys(ids.to_pylist()), "steps": matrix_column(steps_NK, valid_N)})
+
+
+def encode_corpus(
+    load: LoadEncoder,
+    corpus: Corpus,
+    executor: Executor,
+    *,
+    embeddings: Embeddings | None,
+    scoring: tuple[Similarities, NDArray[np.float32]] | None = None,
+    on_rows: OnRows | None = None,
+) -> int:
+    """Encode the shards that are not finished; rows that break a worker go to quarantine and the rest goes on.
+
+    Args:
+        load: Loads the encoder, once per worker.
+        corpus: What to encode.
+        executor: Where.
+        embeddings: Where the embeddings go; None: nowhere.
+        scoring: Where similarities to the anchors go, and the anchors' grid, if they are computed in the same pass.
+        on_rows: Told how many rows were finished.
+
+    Returns:
+        The number of rows encoded now.
+
+    Raises:
+        RuntimeError: A shard fails and no single row of it is to blame.
+    """
+    files: ShardFiles | None = embeddings or (scoring[0] if scoring else None)
+    assert files is not None
+    worker = partial(ShardEncoder, load, corpus, embeddings, scoring)
+    jobs = [ShardJob(shard) for shard in files.missing()]
+    for failed, error in run_shards(executor, worker, jobs, on_rows):
+        logger.warning("shard %s fails; looking for the row that breaks it", failed.shard.name)
+        poison = _find_poison(executor, worker, failed.shard)
+        if not poison:
+            raise RuntimeError(f"shard {failed.shard.name} fails, though each of its rows can be encoded:\n{error}")
+        again = run_shards(executor, worker, [ShardJob(failed.shard, skip=tuple(poison))], on_rows)
+        if again:
+            raise RuntimeError(f"shard {failed.shard.name} fails also without rows {[r for r, _ in poison]}:\n{again[0][1]}")
+    return sum(job.shard.num_rows for job in jobs)
+
+
+def run_shards(
+    executor: Executor, make_worker: Callable[[], Callable[[ShardJob], Any]], jobs: Sequence[ShardJob], on_rows: OnRows | None
+) -> list[tuple[ShardJob, str]]:
+    """Run jobs; return those that failed, with the traceback."""
+    failures = []
+    for outcome in executor.map(make_worker, jobs):
+        if outcome.error is not None:
+            failures.append((outcome.item, outcome.error))
+        elif on_rows:
+            on_rows(outcome.item.shard.num_rows)
+    return failures
+
+
+def _find_poison(executor: Executor, make_worker: Callable[[], Callable[[ShardJob], Any]], shard: Shard) -> list[tuple[int, str]]:
+    """Return the rows that break the worker, with the error of each, by halving."""
+    poison: list[tuple[int, str]] = []
+    suspects = [(0, shard.num_rows)]
+    while suspects:
+        trials = [ShardJob(shard, trial=span) for span in suspects]
+        suspects = []
+        for outcome in executor.map(make_worker, trials, attempts=1):
+            if outcome.error is None:
+                continue
+            assert outcome.item.trial is not None
+            start, stop = outcome.item.trial
+            if stop - start == 1:
+                poison.append((start, outcome.error))
+            else:
+                middle = (start + stop) // 2
+                suspects += [(start, middle), (middle, stop)]
+    return sorted(poison)
+
+
+def score_corpus(
+    embeddings: Embeddings, scored: Similarities, grid_KD: NDArray[np.float32], executor: Executor, threads: int
+) -> None:
+    """Compute the similarities of the shards that have none, from their embeddings."""
+    worker = partial(ShardScorer, embeddings, scored, grid_KD, threads)
+    failures = run_shards(executor, worker, [ShardJob(shard) for shard in scored.missing()], None)
+    if failures:
+        raise RuntimeError(f"shard {failures[0][0].shard.name} cannot be scored:\n{failures[0][1]}")
+
+
+def write_quarantine(files: ShardFiles, path: Path) -> int:
+    """Write the rows in quarantine, over all shards; return how many there are."""
+    rows = [
+        {"shard": shard.name, **row} for shard in files.corpus.shards for row in (files.facts(shard) or {}).get("quarantined", [])
+    ]
+    if rows:
+        schema = pa.schema([("shard", pa.string()), ("row", pa.int64()), ("id", pa.string()), ("error", pa.string())])
+        with write_whole(path) as temporary:
+            pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
+    return len(rows)
+
+
+def encoder_loader(config: EncoderConfig, threads: int) -> LoadEncoder:
+    """Return a loader that pickles, for the workers."""
+    return partial(load_encoder, config, threads=threads)

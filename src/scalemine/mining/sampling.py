@@ -1,0 +1,108 @@
+"""Random choices that depend on a seed and a row's id alone: not on order, shards, workers or restarts.
+
+Each row has a priority, hash(seed, purpose, id); a sample of k is the k rows of lowest priority, so samples of parts
+merge into the sample of the whole.
+
+Shapes: N rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from scalemine.corpus import Corpus, Shard
+from scalemine.executor import Executor
+
+# Shards that one task goes through: enough that starting it costs nothing.
+SHARDS_PER_TASK = 16
+
+
+def row_keys(ids: Sequence[str]) -> NDArray[np.uint64]:
+    """Return a 64-bit key ``(N,)`` of each id."""
+    digests = b"".join(hashlib.blake2b(id_.encode(), digest_size=8).digest() for id_ in ids)
+    return np.frombuffer(digests, "<u8").astype(np.uint64)
+
+
+def priorities(keys_N: NDArray[np.uint64], seed: int, purpose: str) -> NDArray[np.uint64]:
+    """Return the priority ``(N,)`` of each row: uniform over 64 bits, and independent between purposes.
+
+    Source: the finaliser of SplitMix64, Steele, Lea and Flood (2014).
+    """
+    salt = np.frombuffer(hashlib.blake2b(f"{seed}:{purpose}".encode(), digest_size=8).digest(), "<u8")[0]
+    mixed = keys_N ^ salt
+    with np.errstate(over="ignore"):
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return mixed ^ (mixed >> np.uint64(31))
+
+
+def lowest(priorities_N: NDArray[np.uint64], size: int) -> NDArray[np.int64]:
+    """Return the indices of the ``size`` lowest priorities, in order; of equal ones the first."""
+    if size < len(priorities_N):
+        bound = np.partition(priorities_N, size - 1)[size - 1]
+        candidates = np.flatnonzero(priorities_N <= bound)
+    else:
+        candidates = np.arange(len(priorities_N))
+    return candidates[np.argsort(priorities_N[candidates], kind="stable")][:size].astype(np.int64)
+
+
+def groups(shards: Sequence[Shard]) -> list[tuple[Shard, ...]]:
+    """Return the shards in groups, each the work of one task."""
+    return [tuple(shards[start : start + SHARDS_PER_TASK]) for start in range(0, len(shards), SHARDS_PER_TASK)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of the corpus, and its place there."""
+
+    shard: str
+    row: int
+    id: str
+    text: str
+
+
+class _Sampler:
+    def __init__(self, corpus: Corpus, size: int, seed: int, purpose: str) -> None:
+        self._corpus, self._size, self._seed, self._purpose = corpus, size, seed, purpose
+
+    def __call__(self, shards: tuple[Shard, ...]) -> list[tuple[int, str, int]]:
+        """Return priority, shard and row of the lowest priorities of some shards."""
+        found: list[tuple[int, str, int]] = []
+        for shard in shards:
+            ids = self._corpus.read(shard, columns=["id"])["id"].to_pylist()
+            priorities_N = priorities(row_keys(ids), self._seed, self._purpose)
+            rows = lowest(priorities_N, self._size)
+            found += [(int(priorities_N[row]), shard.name, int(row)) for row in rows]
+            found = sorted(found)[: self._size]
+        return found
+
+
+def sample_corpus(corpus: Corpus, size: int, *, seed: int, purpose: str, executor: Executor) -> list[Row]:
+    """Return a simple random sample of the corpus, in order of priority; all of it if it has no more rows."""
+    found: list[tuple[int, str, int]] = []
+    for outcome in executor.map(partial(_Sampler, corpus, size, seed, purpose), groups(corpus.shards)):
+        if outcome.error is not None or outcome.result is None:
+            raise RuntimeError(f"the corpus cannot be sampled:\n{outcome.error}")
+        found = sorted(found + outcome.result)[:size]
+    return fetch_rows(corpus, [(shard, row) for _, shard, row in found])
+
+
+def fetch_rows(corpus: Corpus, places: Sequence[tuple[str, int]]) -> list[Row]:
+    """Return the rows at given places (shard, row), in that order; each shard is read once."""
+    shards = {shard.name: shard for shard in corpus.shards}
+    wanted: dict[str, list[int]] = {}
+    for shard, row in places:
+        wanted.setdefault(shard, []).append(row)
+    rows: dict[tuple[str, int], Row] = {}
+    for name, indices in wanted.items():
+        table = corpus.read(shards[name], columns=["id", "text"]).take(pa.array(indices))
+        for index, id_, text in zip(indices, table["id"].to_pylist(), table["text"].to_pylist(), strict=True):
+            rows[name, index] = Row(name, index, id_, text)
+    return [rows[place] for place in places]

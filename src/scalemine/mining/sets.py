@@ -1,0 +1,139 @@
+"""Training and test sets: positives, and as many negatives of one kind.
+
+Source: Zhang, Lo and Win Myint (2023), table 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from scalemine.mining.anchors import SPANS, Positives
+from scalemine.mining.sampling import Row
+from scalemine.store import Stage, write_whole
+from scalemine.text import duplicate_key
+
+SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("class_name", pa.string()),
+        ("label_source", pa.string()),
+        ("spans", SPANS),
+        ("is_negative", pa.bool_()),
+    ]
+)
+BAND_SETS = {1: "1s", 2: "2s", 3: "3s"}
+
+
+def split_mined(
+    negatives: pa.Table, band: int, train: Mapping[str, int], test: Mapping[str, int]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the negatives of a band for training and for test; none is in both.
+
+    Args:
+        negatives: The mined negatives, by priority inside a class and band.
+        band: Which band.
+        train: Positives per class of the training set.
+        test: Positives per class of the test set.
+    """
+    rows = negatives.filter(pc.equal(negatives["band"], band)).to_pylist()
+    for_train: list[dict[str, Any]] = []
+    for_test: list[dict[str, Any]] = []
+    for name in train:
+        of_class = [row for row in rows if row["class_name"] == name]
+        wants_train, wants_test = train[name], test.get(name, 0)
+        take = wants_train
+        if len(of_class) < wants_train + wants_test:  # too few for both: each gets its share
+            take = round(len(of_class) * wants_train / (wants_train + wants_test))
+        for_train += of_class[:take]
+        for_test += of_class[take : take + wants_test]
+    return for_train, for_test
+
+
+def num_random(num_train: int, num_test: int, ratio: int) -> int:
+    """Return how many random negatives the sets need: training's, and those of test_random_plus (test_random's too)."""
+    return num_train + ratio * num_test
+
+
+def usable_random(sample: Sequence[Row], negatives: pa.Table, positives: Sequence[str]) -> list[Row]:
+    """Return the rows of a random sample that are no copies of positives, of mined negatives, or of one another."""
+    seen = {duplicate_key(text) for text in [*positives, *negatives["text"].to_pylist()]}
+    usable = []
+    for row in sample:
+        key = duplicate_key(row.text)
+        if key not in seen:
+            seen.add(key)
+            usable.append(row)
+    return usable
+
+
+def make_sets(
+    positives: Positives, test: Positives | None, negatives: pa.Table, random: Sequence[Row], *, bands: Sequence[int], ratio: int
+) -> dict[str, pa.Table]:
+    """Return every set by name; those of training and of test share no negative."""
+    train_counts = {name: positives.count(name) for name in positives.class_names}
+    test_counts = {name: test.count(name) for name in test.class_names} if test else {}
+    num_train, num_test = positives.table.num_rows, test.table.num_rows if test else 0
+    # Where the corpus is too small for all, both sides give way alike.
+    share = min(1.0, len(random) / max(1, num_random(num_train, num_test, ratio)))
+    cut = num_train if share == 1 else round(num_train * share)
+    random_rows = [_random(row) for row in random]
+    kinds: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
+        "random": (random_rows[:cut], random_rows[cut : cut + num_test])
+    }
+    for band in bands:
+        if band in BAND_SETS:
+            mined = split_mined(negatives, band, train_counts, test_counts)
+            kinds[BAND_SETS[band]] = ([_mined(row) for row in mined[0]], [_mined(row) for row in mined[1]])
+    sets = {"train_no": _assemble(positives, [])}
+    sets |= {f"train_{kind}": _assemble(positives, rows) for kind, (rows, _) in kinds.items()}
+    if test:
+        sets |= {"test_no": _assemble(test, [])}
+        sets |= {f"test_{kind}": _assemble(test, rows) for kind, (_, rows) in kinds.items()}
+        sets["test_random_plus"] = _assemble(test, random_rows[cut : cut + ratio * num_test])
+    return sets
+
+
+def _random(row: Row) -> dict[str, Any]:
+    return _negative(row.id, row.text, None, "random")
+
+
+def _mined(row: dict[str, Any]) -> dict[str, Any]:
+    return _negative(row["id"], row["text"], row["class_name"], f"mined_{BAND_SETS[row['band']]}")
+
+
+def _negative(id_: str, text: str, class_name: str | None, source: str) -> dict[str, Any]:
+    return {"id": id_, "text": text, "class_name": class_name, "label_source": source, "spans": [], "is_negative": True}
+
+
+def _assemble(positives: Positives, negatives: list[dict[str, Any]]) -> pa.Table:
+    num_rows = positives.table.num_rows
+    labelled = positives.table.append_column("label_source", pa.array(["annotated"] * num_rows))
+    labelled = labelled.append_column("is_negative", pa.array([False] * num_rows)).select(SCHEMA.names).cast(SCHEMA)
+    return pa.concat_tables([labelled, pa.Table.from_pylist(negatives, schema=SCHEMA)])
+
+
+def write_sets(sets: Mapping[str, pa.Table], stage: Stage) -> None:
+    """Write each set as NAME.parquet."""
+    for name, table in sets.items():
+        with write_whole(stage.file(f"{name}.parquet")) as path:
+            pq.write_table(table, path, compression="zstd")
+        stage.commit(stage.file(f"{name}.parquet"), rows=table.num_rows)
+
+
+def describe(sets: Mapping[str, pa.Table], ratio: int) -> list[dict[str, Any]]:
+    """Return the size of each set, and how many negatives it was to have."""
+    rows = []
+    for name, table in sets.items():
+        num_negatives = int(pc.sum(table["is_negative"]).as_py() or 0)
+        num_positives = table.num_rows - num_negatives
+        wanted = 0 if name.endswith("_no") else num_positives * (ratio if name.endswith("_plus") else 1)
+        rows.append(
+            {"name": name, "positives": num_positives, "negatives": num_negatives, "wanted_negatives": wanted}
+        )
+    return rows

@@ -1,0 +1,210 @@
+"""The similarity S_an of a tweet to the anchor of a class: its kernel, its distribution, and its bands.
+
+Everything after the encoder is exact. Vectors and anchors are rounded to a grid on which a float32 product sum has no
+rounding at all, so S_an does not depend on the order of a sum: not on shards, blocks, threads or device. S_an is then a
+whole number of steps of 2^-15, and its distribution is a histogram with one bin per step: counts that add.
+
+Shapes: N tweets, K classes, D dimensions, B steps of the grid.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import ndtr
+
+Tails = Literal["both", "upper"]
+
+# One step of S_an: 2^-15, about 0.0004 sigma. Steps run from -2^15 (S_an = -1) to 2^15 - 1.
+STEPS_PER_UNIT = 2**15
+NUM_STEPS = 2 * STEPS_PER_UNIT
+
+# Coordinates are whole multiples of 2^-12. A sum of products of two such unit vectors is a multiple of 2^-24 and, by
+# Cauchy and Schwarz, so is every partial sum, none above 1: 24 bits, which a float32 holds exactly.
+COORDINATES_PER_UNIT = 2**12
+BLOCK_ROWS = 4_096
+
+BANDS = (1, 2, 3, 4)
+
+
+def anchor_grid(anchors_KD: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return anchors ``(K, D)`` as whole numbers of grid steps, at most 2^12 in length, ready for ``similarities``."""
+    units = anchors_KD / np.linalg.norm(anchors_KD, axis=1, keepdims=True)
+    grid: NDArray[np.float32] = np.rint(units.astype(np.float64) * COORDINATES_PER_UNIT).astype(np.float32)
+    return grid
+
+
+def similarities(vectors_ND: NDArray[np.float16], grid_KD: NDArray[np.float32]) -> NDArray[np.int16]:
+    """Return S_an ``(N, K)`` in steps of 2^-15: the cosine of each row of length 1 with each anchor.
+
+    Args:
+        vectors_ND: Embeddings, rows of length 1.
+        grid_KD: Anchors from ``anchor_grid``.
+    """
+    num_rows, num_classes = len(vectors_ND), len(grid_KD)
+    steps_KN = np.empty((num_classes, num_rows), np.int16)
+    out_KN = torch.from_numpy(steps_KN)
+    anchors_KD = torch.from_numpy(grid_KD)
+    block_BD = torch.empty((min(BLOCK_ROWS, num_rows), vectors_ND.shape[1]), dtype=torch.float32)
+    for start in range(0, num_rows, BLOCK_ROWS):
+        rows = torch.from_numpy(vectors_ND[start : start + BLOCK_ROWS])
+        grid_BD = block_BD[: len(rows)]
+        grid_BD.copy_(rows)
+        grid_BD.mul_(COORDINATES_PER_UNIT).round_()
+        # In units of 2^-24; the rounded vector may be a little longer than 1, hence the clamp.
+        sums_KB = anchors_KD @ grid_BD.T
+        sums_KB.mul_(STEPS_PER_UNIT / COORDINATES_PER_UNIT**2).round_().clamp_(-STEPS_PER_UNIT, STEPS_PER_UNIT - 1)
+        out_KN[:, start : start + BLOCK_ROWS] = sums_KB
+    return steps_KN.T
+
+
+def count_steps(steps_NK: NDArray[np.int16]) -> NDArray[np.int64]:
+    """Return the histogram ``(K, B)`` of similarities ``(N, K)``; each row sums to N."""
+    shifted_NK = steps_NK.astype(np.int32) + STEPS_PER_UNIT
+    return np.stack([np.bincount(column, minlength=NUM_STEPS) for column in shifted_NK.T]).astype(np.int64)
+
+
+@functools.cache
+def _step_values() -> NDArray[np.float64]:
+    return np.arange(-STEPS_PER_UNIT, STEPS_PER_UNIT) / STEPS_PER_UNIT
+
+
+@dataclass(frozen=True, eq=False)
+class SimilarityDistribution:
+    """How S_an of one class is distributed over tweets: a count per step. Partial distributions add.
+
+    Args:
+        class_name: The class of the anchor.
+        counts_B: Tweets per step of S_an.
+    """
+
+    class_name: str
+    counts_B: NDArray[np.int64]
+
+    def __add__(self, other: SimilarityDistribution) -> SimilarityDistribution:
+        """Return the distribution over the tweets of both."""
+        assert self.class_name == other.class_name
+        return SimilarityDistribution(self.class_name, self.counts_B + other.counts_B)
+
+    @property
+    def count(self) -> int:
+        """Number of tweets."""
+        return int(self.counts_B.sum())
+
+    @functools.cached_property
+    def mean(self) -> float:
+        """Mean of S_an."""
+        return float(self.counts_B @ _step_values() / self.count)
+
+    @functools.cached_property
+    def std(self) -> float:
+        """Standard deviation of S_an (of the population, not a sample's estimate)."""
+        return float(np.sqrt(self._central_moment(2)))
+
+    @property
+    def skewness(self) -> float:
+        """Third standardised moment; 0 for a normal distribution."""
+        return float(self._central_moment(3) / self.std**3) if self.std else 0.0
+
+    @property
+    def excess_kurtosis(self) -> float:
+        """Fourth standardised moment less 3; 0 for a normal distribution."""
+        return float(self._central_moment(4) / self.std**4 - 3) if self.std else 0.0
+
+    def _central_moment(self, order: int) -> float:
+        return float(self.counts_B @ (_step_values() - self.mean) ** order / self.count)
+
+    def ks_statistic(self, normal: Normal) -> float:
+        """Return the largest distance between this distribution's cdf and a normal's, from 0 to 1.
+
+        Source: Kolmogorov (1933); both sides of each step of the empirical cdf are looked at.
+        """
+        cdf_B = np.cumsum(self.counts_B) / self.count
+        # A step stands for the interval of its width around it.
+        upper_B = ndtr((_step_values() + 0.5 / STEPS_PER_UNIT - normal.mean) / normal.std)
+        return float(np.abs(cdf_B - upper_B).max())
+
+    def auc(self, positive_steps: NDArray[np.int16]) -> float:
+        """Return P(S_an of a positive > S_an of a tweet), ties counted half: the area under the ROC curve.
+
+        Source: Hanley and McNeil (1982), the Mann-Whitney form.
+        """
+        below_B = np.cumsum(self.counts_B) - self.counts_B
+        index = positive_steps.astype(np.int64) + STEPS_PER_UNIT
+        return float(np.mean(below_B[index] + self.counts_B[index] / 2) / self.count)
+
+    def band_counts(self, normal: Normal, tails: Tails) -> dict[int, int]:
+        """Return the number of tweets per band, 4 being beyond three sigma."""
+        band_B = normal.bands(_step_values(), tails)
+        return {band: int(self.counts_B[band_B == band].sum()) for band in BANDS}
+
+
+@dataclass(frozen=True)
+class Normal:
+    """The normal distribution fitted to S_an; its sigma measures how difficult a negative is.
+
+    Source: Zhang, Lo and Win Myint (2023), "Search negatives by the position of S_an in normal distribution".
+    """
+
+    mean: float
+    std: float
+
+    def z(self, cosines: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return how many sigma each cosine lies from the mean."""
+        return (cosines - self.mean) / self.std
+
+    def bands(self, cosines: NDArray[np.float64], tails: Tails) -> NDArray[np.int8]:
+        """Return the band of each cosine: 1, 2, 3, or 4 beyond; 0 for the lower half where only the upper counts.
+
+        Band b holds b - 1 <= |z| < b (both tails) or b - 1 <= z < b (upper).
+        """
+        z = self.z(cosines)
+        distance = np.abs(z) if tails == "both" else z
+        band = np.minimum(np.floor(distance) + 1, BANDS[-1]).astype(np.int8)
+        return np.where(distance < 0, 0, band).astype(np.int8)
+
+    def in_band(self, cosines: NDArray[np.float64], band: int, tails: Tails, *, margin: float = 0.0) -> NDArray[np.bool_]:
+        """Return whether each cosine is in a band, or within a margin (a cosine) of it."""
+        distance = np.abs(self.z(cosines)) if tails == "both" else self.z(cosines)
+        slack = margin / self.std
+        above: NDArray[np.bool_] = distance >= band - 1 - slack
+        return above if band == BANDS[-1] else above & (distance < band + slack)
+
+    @staticmethod
+    def band_share(band: int, tails: Tails) -> float:
+        """Return the share of a normal distribution in a band."""
+        upper = 1.0 if band == BANDS[-1] else float(ndtr(band))
+        share = upper - float(ndtr(band - 1))
+        return 2 * share if tails == "both" else share
+
+
+def describe(
+    distribution: SimilarityDistribution,
+    normal: Normal,
+    *,
+    fit: dict[str, Any],
+    tails: Tails,
+    positive_steps: NDArray[np.int16],
+) -> dict[str, Any]:
+    """Return the row of ``distributions.json`` for one class."""
+    bands = distribution.band_counts(normal, tails)
+    return {
+        "class_name": distribution.class_name,
+        "num_positives": len(positive_steps),
+        "count": distribution.count,
+        "mean": normal.mean,
+        "std": normal.std,
+        "skewness": distribution.skewness,
+        "excess_kurtosis": distribution.excess_kurtosis,
+        "ks_statistic": distribution.ks_statistic(normal),
+        "band_counts": {str(band): count for band, count in bands.items()},
+        "band_shares": {str(band): count / distribution.count for band, count in bands.items()},
+        "normal_shares": {str(band): Normal.band_share(band, tails) for band in BANDS},
+        "auc": distribution.auc(positive_steps),
+        "fit": fit,
+    }

@@ -1,0 +1,450 @@
+"""The main path: import, anchors, probe, embed, similarities, negatives, sets, report; each step on what is there.
+
+Each step opens its stage, does what is missing, and leaves files; calling it again does nothing, or goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from scalemine.config import Config, InputError
+from scalemine.corpus import Corpus, import_corpus
+from scalemine.executor import Executor, threads_of_worker
+from scalemine.mining import anchors as anchors_module
+from scalemine.mining import distributions, negatives, sets
+from scalemine.mining.anchors import Anchors, Positives, check_classes, make_anchors, read_positives
+from scalemine.mining.embeddings import (
+    Embeddings,
+    Similarities,
+    encode_corpus,
+    encoder_loader,
+    matrix,
+    matrix_column,
+    score_corpus,
+    write_quarantine,
+)
+from scalemine.mining.encoder import Encoder, encoder_settings, load_encoder
+from scalemine.mining.sampling import Row, sample_corpus
+from scalemine.mining.similarity import STEPS_PER_UNIT, SimilarityDistribution, anchor_grid, describe, similarities
+from scalemine.store import Stage, Workdir, file_sha256, fingerprint, open_stage, read_json, write_json, write_whole
+
+logger = logging.getLogger(__name__)
+
+# Rows of the probe that are encoded in float32 as well, to measure what low precision costs.
+AUDIT_ROWS = 1_000
+# How far a stored S_an may be off although nothing was seen to be: rounding to float16 and to the grid.
+MIN_MARGIN = 1e-3
+
+Advance = Callable[[int], None]
+ShowProgress = Callable[[str, int | None], AbstractContextManager[Advance]]
+
+
+@contextlib.contextmanager
+def silent(_: str, __: int | None) -> Iterator[Advance]:
+    """Show no progress."""
+    yield lambda _rows: None
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """A sample of the corpus, encoded, and what low precision does to it.
+
+    Args:
+        rows: The sample, in order of priority.
+        vectors_PD: Embeddings as the corpus's.
+        max_error: Largest change of S_an against float32, over classes and the rows that were audited.
+        band_changed_share: Share of (row, class) whose band differs from float32's.
+    """
+
+    rows: list[Row]
+    vectors_PD: NDArray[np.float16]
+    max_error: float
+    band_changed_share: float
+
+    @property
+    def margin(self) -> float:
+        """How far a stored S_an of the corpus may be off: twice what was seen, as a sample misses the largest."""
+        return max(MIN_MARGIN, 2 * self.max_error)
+
+
+@dataclass
+class Run:
+    """One run of an experiment: its configuration, where it runs, and what it has found so far."""
+
+    config: Config
+    executor: Executor
+    redo: bool = False
+    show: ShowProgress = silent
+    on_forecast: Callable[[list[distributions.Forecast]], None] = lambda _: None
+    seconds: dict[str, float] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    @cached_property
+    def workdir(self) -> Workdir:
+        """Where everything is written."""
+        return Workdir(self.config.workdir)
+
+    @cached_property
+    def threads(self) -> int:
+        """Threads of one worker."""
+        return threads_of_worker(self.config.compute)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """What decides an embedding."""
+        return encoder_settings(self.config.encoder)
+
+    @cached_property
+    def float32_encoder(self) -> Encoder:
+        """The encoder that decides: of anchors, and of what is selected."""
+        return load_encoder(self.config.encoder, precision="float32", threads=os.cpu_count() or 1)
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Measure a step; a step that had nothing to do keeps its earlier time."""
+        started = time.monotonic()
+        logger.info("%s: started", name)
+        yield
+        self.seconds[name] = round(time.monotonic() - started, 3)
+        logger.info("%s: %.1f s", name, self.seconds[name])
+
+    def warn(self, message: str) -> None:
+        """Say a warning now, and again in the report."""
+        logger.warning("%s", message)
+        self.warnings.append(message)
+
+
+def run_import(run: Run) -> Corpus:
+    """Import the corpus, unless that is done."""
+    done = (run.workdir.corpus / "corpus.json").exists()
+    with contextlib.ExitStack() as stack:
+        if not done:
+            stack.enter_context(run.timed("import"))
+        advance = stack.enter_context(run.show("import", None))
+        corpus = import_corpus(run.config.corpus, run.workdir.corpus, redo=run.redo, on_rows=advance)
+    run.facts["corpus"] = corpus.counts
+    duplicates = corpus.counts["rejected_by_reason"].get("duplicate id", 0)
+    if duplicates > corpus.counts["read"] // 100:
+        run.warn(
+            f"{duplicates:,} of {corpus.counts['read']:,} rows were rejected for an id that came before; if ids are unique "
+            f"only within a source, name both columns: corpus.id: [source, id]"
+        )
+    return corpus
+
+
+def run_embed(run: Run) -> Embeddings:
+    """Import and embed the corpus."""
+    if not run.config.encoder.keep_embeddings:
+        raise InputError("encoder.keep_embeddings is false, so there is nothing to embed for; use scalemine mine")
+    corpus = run_import(run)
+    embeddings = _open_embeddings(run, corpus)
+    _encode(run, corpus, embeddings, None)
+    write_manifest(run, corpus)
+    return embeddings
+
+
+def run_mine(run: Run) -> pa.Table:
+    """Go the whole way from the corpus to negatives and sets; return the negatives."""
+    config = run.config
+    positives = read_positives(config.positives.uri, config.positives)
+    test = read_positives(config.positives.test_uri, config.positives) if config.positives.test_uri else None
+    check_classes(positives, test, config.positives)
+    corpus = run_import(run)
+    anchors, anchors_print = _anchors(run, positives)
+    wanted = negatives.quotas(config.mining, positives, test)
+    probe = _probe(run, corpus, anchors)
+    _forecast(run, corpus, probe, anchors, wanted)
+    embeddings = _open_embeddings(run, corpus) if config.encoder.keep_embeddings else None
+    scored = _open_similarities(run, corpus, anchors_print)
+    grid_KD = anchor_grid(anchors.vectors_KD)
+    if embeddings:
+        _encode(run, corpus, embeddings, None)
+        if scored.missing():
+            with run.timed("similarities"):
+                score_corpus(embeddings, scored, grid_KD, run.executor, run.threads)
+    else:
+        _encode(run, corpus, None, (scored, grid_KD))
+    stage = _open_mined(run, scored, test)
+    if stage.manifest(run.workdir.negatives) is None:
+        with run.timed("negatives"):
+            _mine(run, stage, scored, anchors, probe, wanted, positives, test)
+    mined = read_json(stage.file("mined.json"))
+    run.facts["mined"] = mined
+    for message in mined["warnings"]:
+        run.warn(message)
+    table = pq.read_table(run.workdir.negatives)
+    _sets(run, corpus, stage, table, positives, test)
+    write_manifest(run, corpus)
+    return table
+
+
+def _open_embeddings(run: Run, corpus: Corpus) -> Embeddings:
+    stage = open_stage(
+        run.workdir.embeddings, version=1, settings=run.settings, inputs={"corpus": corpus.fingerprint}, redo=run.redo
+    )
+    return Embeddings(stage, corpus)
+
+
+def _open_similarities(run: Run, corpus: Corpus, anchors_print: str) -> Similarities:
+    inputs = {"corpus": corpus.fingerprint, "anchors": anchors_print}
+    stage = open_stage(run.workdir.similarities, version=1, settings=run.settings, inputs=inputs, redo=run.redo)
+    return Similarities(stage, corpus)
+
+
+def _open_mined(run: Run, scored: Similarities, test: Positives | None) -> Stage:
+    settings = {f"mining.{key}": value for key, value in run.config.mining.model_dump().items()} | {"seed": run.config.seed}
+    inputs = {
+        "similarities": scored.stage.fingerprint,
+        "positives.test_uri": fingerprint(test.table.to_pylist()) if test else None,
+    }
+    return open_stage(run.workdir.mined, version=1, settings=settings, inputs=inputs, redo=run.redo)
+
+
+def _anchors(run: Run, positives: Positives) -> tuple[Anchors, str]:
+    """Return the anchors and the fingerprint of what made them."""
+    settings = {key: value for key, value in run.settings.items() if key != "encoder.precision"}
+    settings |= anchors_module.positives_settings(run.config.positives)
+    inputs = {"positives": file_sha256(Path(run.config.positives.uri))}
+    stage = open_stage(run.workdir.anchors, version=1, settings=settings, inputs=inputs, redo=run.redo)
+    anchors = anchors_module.load_anchors(stage)
+    if anchors is None:
+        with run.timed("anchors"):
+            anchors = make_anchors(positives, run.float32_encoder)
+            anchors_module.store_anchors(anchors, positives, stage)
+    return anchors, stage.fingerprint
+
+
+def _probe(run: Run, corpus: Corpus, anchors: Anchors) -> Probe:
+    """Return an encoded sample of the corpus."""
+    settings = run.settings | {"seed": run.config.seed, "mining.sample_size": run.config.mining.sample_size}
+    inputs = {"corpus": corpus.fingerprint}
+    stage = open_stage(run.workdir.probe, version=1, settings=settings, inputs=inputs, redo=run.redo)
+    path = stage.file("sample.arrow")
+    if stage.manifest(path) is None:
+        with run.timed("probe"):
+            _encode_probe(run, corpus, anchors, stage)
+    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    facts = stage.manifest(path)
+    assert facts is not None
+    rows = [Row(**row) for row in table.select(["shard", "row", "id", "text"]).to_pylist()]
+    run.facts["probe"] = {key: facts[key] for key in ("max_error", "band_changed_share", "rows", "dim")}
+    return Probe(rows, matrix(table["vector"])[0], facts["max_error"], facts["band_changed_share"])
+
+
+def _encode_probe(run: Run, corpus: Corpus, anchors: Anchors, stage: Stage) -> None:
+    rows = sample_corpus(
+        corpus, run.config.mining.sample_size, seed=run.config.seed, purpose="probe", executor=run.executor
+    )
+    encoder = load_encoder(run.config.encoder, threads=os.cpu_count() or 1)
+    vectors_PD = encoder.encode_texts([row.text for row in rows]).astype(np.float16)
+    max_error, changed = 0.0, 0.0
+    if encoder.precision != "float32":
+        exact = run.float32_encoder.encode_texts([row.text for row in rows[:AUDIT_ROWS]]).astype(np.float16)
+        grid_KD = anchor_grid(anchors.vectors_KD)
+        low, high = similarities(vectors_PD[:AUDIT_ROWS], grid_KD), similarities(exact, grid_KD)
+        max_error = float(np.abs(low.astype(int) - high).max() / STEPS_PER_UNIT)
+        changed = _band_changed_share(run, low, high, anchors)
+    columns = {name: [getattr(row, name) for row in rows] for name in ("shard", "row", "id", "text")}
+    columns["vector"] = matrix_column(vectors_PD, np.ones(len(rows), np.bool_))
+    with write_whole(stage.file("sample.arrow")) as path:
+        table = pa.table(columns)
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    stage.commit(
+        stage.file("sample.arrow"), rows=len(rows), dim=encoder.dim, max_error=max_error, band_changed_share=changed
+    )
+
+
+def _band_changed_share(run: Run, low: NDArray[np.int16], high: NDArray[np.int16], anchors: Anchors) -> float:
+    changed = []
+    for index, distribution in enumerate(distributions.of_sample(high, anchors.class_names)):
+        normal, tails = distributions.fit(distribution), run.config.mining.tails
+        bands = [normal.bands(steps[:, index] / STEPS_PER_UNIT, tails) for steps in (low, high)]
+        changed.append(float((bands[0] != bands[1]).mean()))
+    return float(np.mean(changed))
+
+
+def _forecast(run: Run, corpus: Corpus, probe: Probe, anchors: Anchors, wanted: dict[tuple[str, int], int]) -> None:
+    """Say before the corpus is encoded which bands cannot be filled from it."""
+    sample = distributions.of_sample(similarities(probe.vectors_PD, anchor_grid(anchors.vectors_KD)), anchors.class_names)
+    forecasts = distributions.forecast(sample, wanted, corpus.num_rows, run.config.mining.tails)
+    run.facts["forecast"] = [forecast.as_dict() for forecast in forecasts]
+    run.on_forecast(forecasts)
+
+
+def _encode(
+    run: Run, corpus: Corpus, embeddings: Embeddings | None, scoring: tuple[Similarities, NDArray[np.float32]] | None
+) -> None:
+    files = embeddings or (scoring[0] if scoring else None)
+    assert files is not None
+    todo = files.missing()
+    if todo:
+        rows = sum(shard.num_rows for shard in todo)
+        with run.timed("embed"), run.show("embed", rows) as advance:
+            load = encoder_loader(run.config.encoder, run.threads)
+            encode_corpus(load, corpus, run.executor, embeddings=embeddings, scoring=scoring, on_rows=advance)
+        run.facts["tweets_per_second"] = round(rows / max(run.seconds["embed"], 1e-9), 1)
+    num_quarantined = write_quarantine(files, run.workdir.quarantine)
+    if num_quarantined:
+        run.warn(f"{num_quarantined} rows could not be encoded and are left out; see {run.workdir.quarantine}")
+    every = [files.facts(shard) or {} for shard in corpus.shards]
+    totals: dict[str, Any] = {key: sum(facts[key] for facts in every) for key in ("distinct", "tokens", "cut")}
+    totals |= {"rows": corpus.num_rows, "quarantined": num_quarantined}
+    totals |= {key: ", ".join(sorted({facts[key] for facts in every})) for key in ("precision", "device")}
+    run.facts["encoded"] = totals
+    if totals["cut"]:
+        share = totals["cut"] / max(1, totals["distinct"])
+        logger.warning("%s tweets (%.2f %%) are longer than the encoder reads and were cut", f"{totals['cut']:,}", 100 * share)
+
+
+def _mine(
+    run: Run, stage: Stage, scored: Similarities, anchors: Anchors, probe: Probe,
+    wanted: dict[tuple[str, int], int], positives: Positives, test: Positives | None,
+) -> None:  # fmt: skip
+    """Fit, choose, verify, and write distributions.json, negatives.parquet and what the report needs."""
+    config = run.config.mining
+    measured = distributions.measure(scored, anchors.class_names, run.executor)
+    rows, normals = _fit(run, measured, anchors, probe)
+    available = {(row["class_name"], band): row["band_counts"][str(band)] for row in rows for band in config.bands}
+    mined = negatives.mine_negatives(
+        scored, anchors, normals, config,
+        wanted=wanted, available=available, exclude=_texts(positives, test), encode=run.float32_encoder.encode_texts,
+        margin=probe.margin, seed=run.config.seed, executor=run.executor,
+    )  # fmt: skip
+    found = {key: 0 for key in wanted}
+    for row in mined.table.select(["class_name", "band"]).to_pylist():
+        found[row["class_name"], row["band"]] += 1
+    warnings = distributions.weak_anchor_warnings(rows, config)
+    warnings += [
+        f"{name}, band {band}: {found[name, band]} of {wanted[name, band]} negatives found; "
+        f"the corpus holds {available[name, band]} tweets there"
+        for name, band in wanted
+        if found[name, band] < wanted[name, band]
+    ]
+    write_json(run.workdir.distributions, rows)
+    for path, table in ((stage.file("histograms.parquet"), distributions.histogram_table(measured)), (run.workdir.negatives, mined.table)):
+        with write_whole(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+    yields = [
+        {"class_name": name, "band": band, "quota": wanted[name, band], "available": available[name, band], "found": count}
+        for (name, band), count in found.items()
+    ]
+    summary = {"yield": yields, "passed_over": mined.passed_over, "verified": mined.num_candidates, "warnings": warnings}
+    write_json(stage.file("mined.json"), summary)
+    stage.commit(run.workdir.negatives, rows=mined.table.num_rows)
+
+
+def _fit(
+    run: Run, measured: list[SimilarityDistribution], anchors: Anchors, probe: Probe
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the rows of distributions.json and the fitted normal per class."""
+    config = run.config.mining
+    fitted = measured
+    if config.fit == "sample":
+        fitted = distributions.of_sample(similarities(probe.vectors_PD, anchor_grid(anchors.vectors_KD)), anchors.class_names)
+    positive_steps = distributions.positive_steps(anchors)
+    normals = {one.class_name: distributions.fit(one) for one in fitted}
+    rows = [
+        describe(
+            whole,
+            normals[whole.class_name],
+            fit={"method": config.fit, "rows": part.count},
+            tails=config.tails,
+            positive_steps=positive_steps[whole.class_name],
+        )
+        for whole, part in zip(measured, fitted, strict=True)
+    ]
+    return rows, normals
+
+
+def _texts(positives: Positives, test: Positives | None) -> list[str]:
+    return [text for group in (positives, test) if group for text in group.table["text"].to_pylist()]
+
+
+def _sets(
+    run: Run, corpus: Corpus, mined: Stage, table: pa.Table, positives: Positives, test: Positives | None
+) -> None:
+    ratio = run.config.sets.random_plus_ratio
+    spans = fingerprint([group.table["spans"].to_pylist() for group in (positives, test) if group])
+    inputs = {"mined": mined.fingerprint, "positives.spans": spans}
+    stage = open_stage(run.workdir.sets, version=1, settings={"sets.random_plus_ratio": ratio}, inputs=inputs, redo=run.redo)
+    if not stage.file("sets.json").exists():
+        with run.timed("sets"):
+            size = sets.num_random(positives.table.num_rows, test.table.num_rows if test else 0, ratio)
+            texts = _texts(positives, test)
+            # Some of the sample will be copies of what is already used.
+            sample = sample_corpus(
+                corpus, size + len(texts) + table.num_rows + size // 4,
+                seed=run.config.seed, purpose="random", executor=run.executor,
+            )  # fmt: skip
+            usable = sets.usable_random(sample, table, texts)[:size]
+            made = sets.make_sets(positives, test, table, usable, bands=run.config.mining.bands, ratio=ratio)
+            sets.write_sets(made, stage)
+            write_json(stage.file("sets.json"), sets.describe(made, ratio))
+    run.facts["sets"] = read_json(stage.file("sets.json"))
+    for row in run.facts["sets"]:
+        if row["negatives"] < row["wanted_negatives"]:
+            run.warn(f"{row['name']}: {row['negatives']} of {row['wanted_negatives']} negatives")
+
+
+def write_manifest(run: Run, corpus: Corpus) -> None:
+    """Write manifest.json; a step that had nothing to do keeps the time it took."""
+    path = run.workdir.manifest
+    before = read_json(path) if path.exists() else {}
+    encoded, mined, probe = (run.facts.get(name) or {} for name in ("encoded", "mined", "probe"))
+    counts = {key: corpus.counts[key] for key in ("read", "accepted", "rejected", "rejected_by_reason", "copies")}
+    counts |= {key: encoded.get(key) for key in ("rows", "distinct", "tokens", "cut", "quarantined")}
+    manifest = {
+        "scalemine": importlib.metadata.version("scalemine"),
+        "config": run.config.model_dump(mode="json"),
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "inputs": {"corpus": corpus.fingerprint, "weights": run.settings["encoder.weights"]},
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in ("torch", "transformers", "sentence-transformers", "ray", "pyarrow")},
+        "machine": {"cpu": _cpu_name(), "cores": os.cpu_count(), "system": platform.platform()},
+        "counts": counts,
+        "seconds": {**before.get("seconds", {}), **run.seconds},
+        "tweets_per_second": run.facts.get("tweets_per_second", before.get("tweets_per_second")),
+        "encoder": {
+            "model": run.config.encoder.model,
+            "dim": probe.get("dim"),
+            "precision": encoded.get("precision"),
+            "device": encoded.get("device"),
+            "max_length": run.config.encoder.max_length,
+            "threads": run.threads,
+            "max_error": probe.get("max_error"),
+            "band_changed_share": probe.get("band_changed_share"),
+        },
+        "forecast": run.facts.get("forecast"),
+        "yield": mined.get("yield"),
+        "rejected_candidates": mined.get("passed_over"),
+        "verified_candidates": mined.get("verified"),
+        "sets": run.facts.get("sets"),
+        "warnings": run.warnings,
+    }
+    write_json(path, manifest)
+
+
+def _cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

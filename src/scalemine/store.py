@@ -1,0 +1,236 @@
+"""Every file name, and how files come to be: whole or not at all, and never from two configurations.
+
+A stage owns a folder under the work directory. ``stage.json`` in it holds the settings and inputs that decide its
+content; a run with others is refused by name. A shard of a stage is a file plus a manifest; the manifest is written
+last, so it is the commit point, and what has none is made again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from scalemine.config import InputError
+
+Json = Any
+
+
+@contextlib.contextmanager
+def write_whole(path: Path) -> Iterator[Path]:
+    """Give a temporary path in the same folder; on success it is synced and takes the name ``path`` at once."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Json) -> None:
+    """Write a value as JSON, whole or not at all."""
+    with write_whole(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Json:
+    """Return the value in a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(value: Json) -> str:
+    """Return a short hash of a JSON value that does not depend on the order of its keys."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's folder, opened for one set of settings and inputs; see ``open_stage``."""
+
+    folder: Path
+    fingerprint: str
+
+    def file(self, name: str) -> Path:
+        """Return the path of a file of this stage."""
+        return self.folder / name
+
+    def commit(self, path: Path, **facts: Json) -> None:
+        """Write the manifest of a finished file: its size and hash, and what the caller knows of it."""
+        whole = {"bytes": path.stat().st_size, "sha256": file_sha256(path), "stage": self.fingerprint, **facts}
+        write_json(self._manifest_path(path), whole)
+
+    def manifest(self, path: Path) -> Json | None:
+        """Return the manifest of a file of this stage, or None where the file is not finished, or not of this stage."""
+        try:
+            manifest = read_json(self._manifest_path(path))
+            whole = manifest["bytes"] == path.stat().st_size and manifest["stage"] == self.fingerprint
+        except (FileNotFoundError, json.JSONDecodeError, KeyError):
+            return None
+        return manifest if whole else None
+
+    def _manifest_path(self, path: Path) -> Path:
+        return self.folder / (path.name + ".json")
+
+
+def open_stage(folder: Path, *, version: int, settings: Json, inputs: Json, redo: bool = False) -> Stage:
+    """Open a stage's folder, making it if it is new.
+
+    Args:
+        folder: The folder of the stage.
+        version: Rises when the meaning of the stage's files changes.
+        settings: The configuration values that decide the content, by dotted key.
+        inputs: Hashes of what the stage reads, by name.
+        redo: Discard what other settings or inputs left there, instead of refusing.
+
+    Raises:
+        InputError: The folder was made with other settings or inputs; the message names them.
+    """
+    # Through JSON and back, so that tuples and paths compare equal to what the file holds.
+    now = json.loads(json.dumps({"version": version, "settings": settings, "inputs": inputs}, default=str))
+    mark = folder / "stage.json"
+    if mark.exists():
+        before = read_json(mark)
+        if before != now and not redo:
+            differences = "; ".join(_differences(before, now))
+            raise InputError(
+                f"{folder}: made with another configuration ({differences}); "
+                f"use another workdir, or --redo to discard it and what follows from it"
+            )
+        if before != now:
+            shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.rglob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+    if not mark.exists():
+        write_json(mark, now)
+    return Stage(folder, fingerprint(now))
+
+
+def _differences(before: Json, now: Json) -> Iterator[str]:
+    if before["version"] != now["version"]:
+        yield f"stage version was {before['version']}, is {now['version']}"
+    for part in ("settings", "inputs"):
+        for key in sorted(before[part].keys() | now[part].keys()):
+            was, wanted = before[part].get(key), now[part].get(key)
+            if was != wanted:
+                yield f"{key} was {_short(was)}, is {_short(wanted)}"
+
+
+def _short(value: Json) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+@dataclass(frozen=True)
+class Workdir:
+    """The names of everything one experiment writes."""
+
+    root: Path
+
+    @property
+    def corpus(self) -> Path:
+        """Folder of the imported corpus."""
+        return self.root / "corpus"
+
+    @property
+    def anchors(self) -> Path:
+        """Folder of the encoded positives and anchors."""
+        return self.root / "anchors"
+
+    @property
+    def probe(self) -> Path:
+        """Folder of the encoded sample of the corpus."""
+        return self.root / "probe"
+
+    @property
+    def embeddings(self) -> Path:
+        """Folder of the embeddings, one Arrow file per shard of the corpus."""
+        return self.root / "embeddings"
+
+    @property
+    def similarities(self) -> Path:
+        """Folder of the similarities to the anchors, one Arrow file per shard of the corpus."""
+        return self.root / "similarities"
+
+    @property
+    def quarantine(self) -> Path:
+        """Rows that no worker could encode, with the traceback."""
+        return self.root / "embeddings" / "quarantine.parquet"
+
+    @property
+    def mined(self) -> Path:
+        """Folder that says with what the negatives were mined."""
+        return self.root / "mined"
+
+    @property
+    def distributions(self) -> Path:
+        """Per class, the distribution of the similarity."""
+        return self.root / "distributions.json"
+
+    @property
+    def negatives(self) -> Path:
+        """The mined negatives."""
+        return self.root / "negatives.parquet"
+
+    @property
+    def sets(self) -> Path:
+        """Folder of the training and test sets."""
+        return self.root / "sets"
+
+    @property
+    def manifest(self) -> Path:
+        """What ran, on what, how long, and what came out."""
+        return self.root / "manifest.json"
+
+    @property
+    def report(self) -> Path:
+        """The report, one HTML file."""
+        return self.root / "report.html"
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the work directory for this process; the lock goes with the process, however that ends.
+
+        Raises:
+            InputError: The folder cannot be written, or another run holds it.
+        """
+        path, owner = self.root / ".lock", self.root / ".lock.owner"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock = FileLock(path, timeout=0)
+            lock.acquire()
+        except Timeout:
+            holder = owner.read_text(encoding="utf-8").strip() if owner.exists() else "unknown process"
+            raise InputError(
+                f"{self.root}: in use by another run ({holder}); wait for it, or use another workdir"
+            ) from None
+        except OSError as error:
+            raise InputError(
+                f"{self.root}: workdir cannot be written ({error.strerror}); choose a folder you may write"
+            ) from None
+        try:
+            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}\n", "utf-8")
+            yield
+        finally:
+            owner.unlink(missing_ok=True)
+            lock.release()
