@@ -383,7 +383,7 @@ def _write_shards(database: duckdb.DuckDBPyConnection, config: CorpusConfig, fol
 
 def _stream(database: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.RecordBatch]:
     """Yield the rows of a query, some at a time; no batch is empty."""
-    for batch in database.sql(query).fetch_record_batch(_STAGING_ROWS):
+    for batch in database.sql(query).to_arrow_reader(_STAGING_ROWS):
         if batch.num_rows:
             yield batch
 

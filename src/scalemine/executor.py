@@ -137,15 +137,18 @@ class InlineExecutor:
 
 
 class _Actor:
-    """The Ray actor: a worker, made once."""
+    """The Ray actor: a process that outlives a map, so that libraries are imported once, and its worker of this map."""
 
-    def __init__(self, make_worker: Callable[[], Callable[[Any], Any]]) -> None:
+    def __init__(self) -> None:
+        self._worker: Callable[[Any], Any] | None = None
+
+    def prepare(self, make_worker: Callable[[], Callable[[Any], Any]]) -> int:
+        self._worker = None  # the old one goes before the new one takes memory
         self._worker = make_worker()
-
-    def ready(self) -> int:
         return os.getpid()
 
     def run(self, item: object) -> object:
+        assert self._worker is not None
         return self._worker(item)
 
 
@@ -155,7 +158,6 @@ class _Member:
 
     actor: Any
     is_ready: bool = False
-    has_worked: bool = False
     running: dict[Any, _Attempt[Any]] = field(default_factory=dict)
 
     def has_room(self, attempt: _Attempt[Any]) -> bool:
@@ -165,14 +167,29 @@ class _Member:
         return len(self.running) < IN_FLIGHT
 
 
-@dataclass(frozen=True)
 class RayExecutor:
-    """Runs the task on a fixed pool of Ray actors; see ``ray_executor``."""
+    """Runs the task on a fixed pool of Ray actors, which stay up from one map to the next.
 
-    workers: int
-    cpus_per_worker: float
-    gpus_per_worker: float
-    signals: StopSignals = field(default_factory=StopSignals)
+    Args:
+        workers: Number of actors.
+        cpus_per_worker: CPUs that Ray reserves for each.
+        gpus_per_worker: GPUs that Ray reserves for each.
+        signals: Ask for a stop.
+    """
+
+    def __init__(self, workers: int, *, cpus_per_worker: float, gpus_per_worker: float, signals: StopSignals) -> None:
+        import ray
+
+        self._ray = ray
+        self._workers, self._signals = workers, signals
+        self._actor_class = ray.remote(_Actor).options(
+            num_cpus=cpus_per_worker,
+            num_gpus=gpus_per_worker,
+            max_restarts=0,
+            max_task_retries=0,
+            max_concurrency=IN_FLIGHT,
+        )
+        self._idle: list[Any] = []
 
     def map(
         self, make_worker: Callable[[], Callable[[ItemT], ResultT]], items: Sequence[ItemT], *, attempts: int = MAX_ATTEMPTS
@@ -180,11 +197,11 @@ class RayExecutor:
         """Yield the outcome of every item; see ``Executor.map``."""
         if not items:
             return
-        pool = _Pool(self, make_worker, min(self.workers, len(items)))
+        pool = _Pool(self, make_worker, min(self._workers, len(items)))
         todo = deque(_Attempt(item) for item in items)
         try:
-            while pool.is_running or (todo and not self.signals.requested):
-                if not self.signals.requested:
+            while pool.is_running or (todo and not self._signals.requested):
+                if not self._signals.requested:
                     pool.submit(todo)
                 for attempt, result, error in pool.collect():
                     if error is None:
@@ -196,25 +213,31 @@ class RayExecutor:
                     else:
                         todo.append(attempt)
         finally:
-            pool.close()
-        self.signals.raise_if_requested()
+            pool.disband()
+        self._signals.raise_if_requested()
+
+    def take_actor(self) -> Any:  # noqa: ANN401  a Ray actor handle
+        """Return an actor that is idle, or a new one."""
+        return self._idle.pop() if self._idle else self._actor_class.remote()
+
+    def give_back(self, actor: Any) -> None:  # noqa: ANN401
+        """Keep an actor for the next map."""
+        self._idle.append(actor)
+
+    def close(self) -> None:
+        """End the actors."""
+        while self._idle:
+            self._ray.kill(self._idle.pop())
 
 
 class _Pool:
-    """A fixed number of actors; one that dies is replaced, and what it did comes back as failed."""
+    """The actors of one map; one that dies is replaced, and what it did comes back as failed."""
 
     def __init__(self, executor: RayExecutor, make_worker: Callable[[], Callable[[Any], Any]], size: int) -> None:
         import ray
 
-        self._ray = ray
-        self._make_worker = make_worker
-        self._actor_class = ray.remote(_Actor).options(
-            num_cpus=executor.cpus_per_worker,
-            num_gpus=executor.gpus_per_worker,
-            max_restarts=0,
-            max_task_retries=0,
-            max_concurrency=IN_FLIGHT,
-        )
+        self._ray, self._executor = ray, executor
+        self._make_worker = ray.put(make_worker)
         self._deaths_at_birth = 0
         self._waiting: dict[Any, _Member] = {}
         self._members = [self._start() for _ in range(size)]
@@ -225,8 +248,8 @@ class _Pool:
         return any(member.running for member in self._members)
 
     def _start(self) -> _Member:
-        member = _Member(self._actor_class.remote(self._make_worker))
-        self._waiting[member.actor.ready.remote()] = member
+        member = _Member(self._executor.take_actor())
+        self._waiting[member.actor.prepare.remote(self._make_worker)] = member
         return member
 
     def submit(self, todo: deque[_Attempt[Any]]) -> None:
@@ -243,14 +266,13 @@ class _Pool:
         """Yield what has finished within half a second: the attempt, its result, its error."""
         done, _ = self._ray.wait(list(self._waiting), num_returns=1, timeout=0.5)
         for call in done:
-            if call not in self._waiting:  # its actor was replaced while this list was gone through
-                continue
             member = self._waiting.pop(call)
             attempt = member.running.pop(call, None)
             try:
                 result = self._ray.get(call)
             except self._ray.exceptions.RayTaskError as error:
-                assert attempt is not None, error
+                if attempt is None:
+                    raise RuntimeError(f"a worker could not be set up:\n{error}") from None
                 yield attempt, None, str(error)
             except self._ray.exceptions.RayActorError as error:
                 lost = [attempt, *member.running.values()] if attempt else list(member.running.values())
@@ -261,7 +283,6 @@ class _Pool:
                 if attempt is None:
                     member.is_ready = True
                 else:
-                    member.has_worked = True
                     yield attempt, result, None
         self._warn_if_none_is_ready()
 
@@ -280,9 +301,13 @@ class _Pool:
             self._warned = True
             logger.warning("no worker is up after 60 s: does the cluster have the CPUs or GPUs that each one asks for?")
 
-    def close(self) -> None:
+    def disband(self) -> None:
+        """Give back the actors that are well and have nothing to do; end the others."""
         for member in self._members:
-            self._ray.kill(member.actor)
+            if member.is_ready and not member.running:
+                self._executor.give_back(member.actor)
+            else:
+                self._ray.kill(member.actor)
 
 
 @contextlib.contextmanager
@@ -308,7 +333,11 @@ def make_executor(config: ComputeConfig, *, signals: StopSignals, wants_gpu: boo
             gpus = 1.0 if wants_gpu and ray.cluster_resources().get("GPU", 0) > 0 else 0.0
         # On a machine of its own a worker's share of the cores is a matter of threads, not of Ray's bookkeeping.
         cpus = 1.0 if config.address == "local" else float(config.threads or 1)
-        yield RayExecutor(config.workers, cpus, gpus, signals)
+        executor = RayExecutor(config.workers, cpus_per_worker=cpus, gpus_per_worker=gpus, signals=signals)
+        try:
+            yield executor
+        finally:
+            executor.close()
 
 
 def threads_of_worker(config: ComputeConfig) -> int:

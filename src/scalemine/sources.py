@@ -57,6 +57,9 @@ _BLOCK_BYTES: Final = 2**20
 # Small, since what one read had decoded before a broken place is lost with it.
 _DECODED_BLOCK_BYTES: Final = 1024
 _PARQUET_ROWS: Final = 4096
+_BATCH_BYTES: Final = 32 * 2**20
+# Pages are read piece by piece, where Arrow would by itself load whole row groups.
+_PARQUET_OPTIONS: Final = {"buffer_size": _BLOCK_BYTES, "pre_buffer": False, "page_checksum_verification": True}
 _SAMPLE_BYTES: Final = 64 * 2**10
 
 
@@ -281,17 +284,21 @@ def _blocks(source: Source, config: CorpusConfig) -> Iterator[bytes]:
 def _read_lines(source: Source, config: CorpusConfig) -> Iterator[tuple[int, bytes, bool]]:
     r"""Yield number, content without "\n", and wholeness; of a line over the cap only the beginning comes."""
     cap = config.max_record_bytes
-    number, rest = 1, b""
+    number, begun, num_begun = 1, [b""], 0
     for index, block in enumerate(_blocks(source, config)):
-        lines = (block.removeprefix(codecs.BOM_UTF8) if index == 0 else block).split(b"\n")
-        lines[0] = rest + lines[0]
-        # One byte over the cap tells that the line is too long; the rest of it is dropped as it comes.
-        rest = lines.pop()[: cap + 1]
+        *lines, last = (block.removeprefix(codecs.BOM_UTF8) if index == 0 else block).split(b"\n")
+        if lines:
+            lines[0] = b"".join([*begun, lines[0]])
+            begun, num_begun = [], 0
         for line in lines:
             yield number, line[:cap], len(line) <= cap
             number += 1
-    if rest:
-        yield number, rest[:cap], len(rest) <= cap
+        # Once it is over the cap, a line is known to be too long, and the rest of it is dropped as it comes.
+        if num_begun <= cap:
+            begun.append(last)
+            num_begun += len(last)
+    if num_begun:
+        yield number, b"".join(begun)[:cap], num_begun <= cap
 
 
 # From fields to records
@@ -606,51 +613,26 @@ def _read_csv(source: Source, config: CorpusConfig, delimiter: str) -> Iterator[
 
 
 def _read_parquet(source: Source, config: CorpusConfig) -> Iterator[Record | Reject]:
-    """Yield the rows of a Parquet file, a few thousand in memory at a time.
-
-    Neither the footer nor the file's size bounds what a file decodes to: one long string in a dictionary may stand for
-    every row. So strings stay dictionaries in Arrow, and the bytes they stand for are counted before rows are made.
-    """
+    """Yield the rows of a Parquet file, of which a few thousand at most are in memory."""
     with _open(source, BROKEN_PARQUET) as raw:
-        schema = pq.read_schema(raw)
-        columns = _choose_columns(source, config, schema.names)
-        strings = [name for name in columns.names() if _is_string(schema.field(name).type)]
-        kind = schema.field(columns.text).type
+        file = pq.ParquetFile(raw, **_PARQUET_OPTIONS)
+        columns = _choose_columns(source, config, file.schema_arrow.names)
+        names = columns.names()
+        strings = [name for name in names if _is_string(file.schema_arrow.field(name).type)]
+        kind = file.schema_arrow.field(columns.text).type
         if columns.text not in strings or _is_binary(kind):
             raise InputError(f"{source.uri}: column {columns.text} is {kind}; corpus.text must name one of strings")
-        file = pq.ParquetFile(
-            raw, read_dictionary=strings, buffer_size=_BLOCK_BYTES, pre_buffer=False, page_checksum_verification=True
-        )
         most_bytes = max(MIN_RATIO_BYTES, config.max_ratio * source.num_bytes)
         num_bytes = num_rows = 0
-        if _chunk_bytes(file.metadata, columns.names()) > most_bytes:
+        if _chunk_bytes(file.metadata, names) > most_bytes:
             raise _GivenUp(RATIO)
-        for batch in file.iter_batches(batch_size=_PARQUET_ROWS, columns=columns.names(), use_threads=False):
-            values = {name: _column_values(batch.column(name)) for name in columns.names()}
-            sizes = [sum(map(_num_bytes, row)) for row in zip(*values.values(), strict=True)]
-            num_bytes += sum(sizes) + sum(batch.column(name).nbytes for name in values if name not in strings)
+        for batch in _read_batches(raw, file, names, strings):
+            num_bytes += batch.nbytes
             if num_bytes > most_bytes:
                 raise _GivenUp(RATIO)
-            yield from _parquet_records(source, config, columns, values, sizes, num_rows)
+            values = {name: _column_values(batch.column(name)) for name in names}
+            yield from _parquet_records(source, config, columns, values, num_rows)
             num_rows += batch.num_rows
-
-
-def _parquet_records(
-    source: Source,
-    config: CorpusConfig,
-    columns: _Columns,
-    values: Mapping[str, Sequence[object]],
-    sizes: Sequence[int],
-    num_before: int,
-) -> Iterator[Record | Reject]:
-    for position, size in enumerate(sizes):
-        line = num_before + position + 1
-        fields = columns.fields({name: column[position] for name, column in values.items()})
-        raw = fields.text if isinstance(fields.text, bytes) else b""
-        if size > config.max_record_bytes:
-            yield Reject(line, LONG_RECORD, _excerpt(raw))
-        else:
-            yield _make_record(source, config, line, fields._replace(text=_as_text(fields.text)), raw=raw)
 
 
 def _chunk_bytes(metadata: pq.FileMetaData, names: Sequence[str]) -> int:
@@ -659,6 +641,42 @@ def _chunk_bytes(metadata: pq.FileMetaData, names: Sequence[str]) -> int:
     chunks = (group.column(index) for group in groups for index in range(group.num_columns))
     used = (chunk for chunk in chunks if f"{chunk.path_in_schema}.".startswith(tuple(f"{name}." for name in names)))
     return sum(chunk.total_uncompressed_size for chunk in used)
+
+
+def _read_batches(
+    raw: _Raw, file: pq.ParquetFile, names: Sequence[str], strings: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    """Yield rows in batches that stay small also where one long string in a dictionary stands for every row.
+
+    Neither the footer nor the file's size tells what such a dictionary decodes to. So the dictionaries of each row
+    group are read first, by way of its first row, and their longest strings bound the rows of a batch. (To leave the
+    strings in dictionaries throughout would be simpler, but Arrow then gathers those of a row group in memory.)
+    """
+    probe = pq.ParquetFile(raw, metadata=file.metadata, read_dictionary=list(strings), **_PARQUET_OPTIONS)
+    for group in range(file.num_row_groups):
+        first = next(
+            probe.iter_batches(batch_size=1, row_groups=[group], columns=list(strings), use_threads=False), None
+        )
+        words = [] if first is None else [column.dictionary.cast(pa.large_binary()) for column in first.columns]
+        longest = sum(pc.max(pc.binary_length(column)).as_py() or 0 for column in words)
+        num_rows = max(1, min(_PARQUET_ROWS, _BATCH_BYTES // max(1, longest)))
+        yield from file.iter_batches(batch_size=num_rows, row_groups=[group], columns=list(names), use_threads=False)
+
+
+def _parquet_records(
+    source: Source,
+    config: CorpusConfig,
+    columns: _Columns,
+    values: Mapping[str, Sequence[object]],
+    num_before: int,
+) -> Iterator[Record | Reject]:
+    for line, row in enumerate(zip(*values.values(), strict=True), start=num_before + 1):
+        fields = columns.fields(dict(zip(values, row, strict=True)))
+        raw = fields.text if isinstance(fields.text, bytes) else b""
+        if sum(len(value) for value in row if isinstance(value, bytes)) > config.max_record_bytes:
+            yield Reject(line, LONG_RECORD, _excerpt(raw))
+        else:
+            yield _make_record(source, config, line, fields._replace(text=_as_text(fields.text)), raw=raw)
 
 
 def _is_string(kind: pa.DataType) -> bool:
@@ -676,17 +694,10 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _column_values(column: pa.Array) -> list[object]:
-    """Return a column's values, strings as bytes; rows that hold the same string share one object."""
-    if not _is_string(column.type):
-        values: list[object] = column.to_pylist()
-        return values
-    if not pa.types.is_dictionary(column.type):
-        column = column.cast(pa.large_binary()).dictionary_encode()
-    # The dictionary may be far larger than this batch.
-    used = pc.unique(column.indices.drop_null())
-    words = dict(zip(used.to_pylist(), column.dictionary.take(used).cast(pa.large_binary()).to_pylist(), strict=True))
-    return [words.get(index) for index in column.indices.to_pylist()]
-
-
-def _num_bytes(value: object) -> int:
-    return len(value) if isinstance(value, bytes) else 0
+    """Return a column's values, strings as bytes: Arrow does not check that they are Unicode."""
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if _is_string(column.type):
+        column = column.cast(pa.large_binary())
+    values: list[object] = column.to_pylist()
+    return values

@@ -12,6 +12,7 @@ import io
 import re
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -21,13 +22,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from scalemine.report.tables import plain_line
+from scalemine.report.tables import BAND_NAMES, plain_line
 
 # Green, blue and amber as in the paper, in the shades of Okabe and Ito, which the colour-blind tell apart.
 BAND_COLOURS = {1: "#009E73", 2: "#3B8FCC", 3: "#E69F00", 4: "#C0392B"}
 _UNUSED_COLOUR = "#9a9a9a"
 _POSITIVE_COLOUR = "#5B2A86"
-_BAND_LABELS = {1: "1σ", 2: "2σ", 3: "3σ", 4: ">3σ"}
 _CLASS_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
 # As many shapes as colours would pair each colour with one shape for ever.
 _CLASS_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
@@ -37,7 +37,7 @@ MAX_DOTS_PER_CLASS = 250
 _NUM_POSITIVE_BINS = 60
 _MAX_LEGEND_CHARS = 26
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "scalemine",
     "font.family": ["sans-serif"],
@@ -57,23 +57,37 @@ _STYLE = {
 
 @dataclass(frozen=True, eq=False)
 class Histogram:
-    """Tweets per bin of S_an of one class; bins are side by side and in order."""
+    """Tweets per bin of S_an of one class; bins are side by side and in order.
 
-    low_B: NDArray[np.float64]
-    high_B: NDArray[np.float64]
-    count_B: NDArray[np.float64]
+    Args:
+        low: Lower ends ``(B,)`` of the bins.
+        high: Upper ends ``(B,)``.
+        count: Tweets ``(B,)`` in each.
+    """
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    count: NDArray[np.float64]
 
     @property
     def edges(self) -> NDArray[np.float64]:
         """Edges ``(B + 1,)`` of the bins."""
-        return np.append(self.low_B, self.high_B[-1:])
+        return np.concatenate([self.low, self.high[-1:]])
+
+    @property
+    def width(self) -> float:
+        """Width of a bin."""
+        return float(np.mean(self.high - self.low))
 
 
 def cosines(vectors_MD: NDArray[np.float32], anchor_D: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the cosine ``(M,)`` of each row with an anchor; neither need have length 1."""
     lengths_M = np.linalg.norm(vectors_MD, axis=1) * np.linalg.norm(anchor_D)
     products_M = (vectors_MD @ anchor_D).astype(np.float64)
-    return np.divide(products_M, lengths_M, out=np.zeros_like(products_M), where=lengths_M > 0)
+    cosines_M: NDArray[np.float64] = np.divide(
+        products_M, lengths_M, out=np.zeros_like(products_M), where=lengths_M > 0
+    )
+    return cosines_M
 
 
 def draw_distribution(
@@ -100,9 +114,8 @@ def draw_distribution(
             _draw_curve(tweets, histogram, mean, std)
             _draw_z_axis(tweets, mean, std)
         else:
-            tweets.stairs(histogram.count_B, histogram.edges, fill=True, color=_UNUSED_COLOUR)
-        width = float(np.mean(histogram.high_B - histogram.low_B))
-        tweets.set_ylabel(f"Tweets per {width:.2g} of Sₐₙ")
+            tweets.stairs(histogram.count, histogram.edges, fill=True, color=_UNUSED_COLOUR)
+        tweets.set_ylabel(f"Tweets per {histogram.width:.2g} of Sₐₙ")
         tweets.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         tweets.yaxis.set_major_formatter(EngFormatter(sep=""))
         tweets.tick_params(axis="x", labelbottom=False)
@@ -111,18 +124,16 @@ def draw_distribution(
         return _to_svg(figure, key, label)
 
 
-def _set_limits(
-    axes: Axes, histogram: Histogram, mean: float, std: float, positives_M: NDArray[np.float64]
-) -> None:
-    filled = np.flatnonzero(histogram.count_B)
+def _set_limits(axes: Axes, histogram: Histogram, mean: float, std: float, positives_M: NDArray[np.float64]) -> None:
+    filled = np.flatnonzero(histogram.count)
     ends = [mean - 3.4 * std, mean + 3.4 * std]
     if len(filled):
-        ends += [histogram.low_B[filled[0]], histogram.high_B[filled[-1]]]
+        ends += [histogram.low[filled[0]], histogram.high[filled[-1]]]
     if len(positives_M):
         ends += [positives_M.min(), positives_M.max()]
     margin = 0.01 * (max(ends) - min(ends)) or 0.01
     axes.set_xlim(min(ends) - margin, max(ends) + margin)
-    axes.set_ylim(0, 1.22 * max(float(histogram.count_B.max(initial=0)), 1))
+    axes.set_ylim(0, 1.22 * max(float(histogram.count.max(initial=0)), 1))
 
 
 def _band_intervals(low: float, high: float, mean: float, std: float, tails: str) -> list[tuple[int, float, float]]:
@@ -149,10 +160,10 @@ def _draw_bands(tweets: Axes, strip: Axes, histogram: Histogram, mean: float, st
         cuts = np.concatenate([[max(start, edges[0])], inside, [min(end, edges[-1])]])
         if cuts[0] < cuts[-1]:
             middles = (cuts[:-1] + cuts[1:]) / 2
-            bins = np.clip(np.searchsorted(edges, middles) - 1, 0, len(histogram.count_B) - 1)
-            tweets.stairs(histogram.count_B[bins], cuts, fill=True, color=colour, alpha=0.85, linewidth=0)
+            bins = np.clip(np.searchsorted(edges, middles) - 1, 0, len(histogram.count) - 1)
+            tweets.stairs(histogram.count[bins], cuts, fill=True, color=colour, alpha=0.85, linewidth=0)
         if band:
-            _label_band(tweets, _BAND_LABELS[band], (start + end) / 2, (end - start) / (high - low))
+            _label_band(tweets, BAND_NAMES[band], (start + end) / 2, (end - start) / (high - low))
 
 
 def _label_band(axes: Axes, label: str, centre: float, share: float) -> None:
@@ -164,7 +175,7 @@ def _label_band(axes: Axes, label: str, centre: float, share: float) -> None:
 def _draw_curve(axes: Axes, histogram: Histogram, mean: float, std: float) -> None:
     low, high = axes.get_xlim()
     x = np.linspace(low, high, 160)
-    tweets_per_bin = histogram.count_B.sum() * float(np.mean(histogram.high_B - histogram.low_B))
+    tweets_per_bin = histogram.count.sum() * histogram.width
     density = np.exp(-0.5 * ((x - mean) / std) ** 2) / (std * np.sqrt(2 * np.pi))
     axes.plot(x, tweets_per_bin * density, color="#111111", linewidth=1.4, label="normal curve")
     # The place beyond +3 sigma holds few tweets and leaves room; on the left, bars are as rare but positives are not.
@@ -174,9 +185,9 @@ def _draw_curve(axes: Axes, histogram: Histogram, mean: float, std: float) -> No
 def _draw_z_axis(axes: Axes, mean: float, std: float) -> None:
     low, high = ((limit - mean) / std for limit in axes.get_xlim())
     step = max(1, round((high - low) / 12))
-    above = axes.secondary_xaxis("top", functions=(lambda x: (x - mean) / std, lambda z: z * std + mean))
     ticks = np.arange(np.ceil(low / step) * step, high, step)
-    above.set_xticks(ticks, [f"{tick:.0f}".replace("-", "−") for tick in ticks])
+    above = axes.secondary_xaxis("top")
+    above.set_xticks(list(mean + ticks * std), [f"{tick:.0f}".replace("-", "−") for tick in ticks])
     above.set_xlabel("z: standard deviations from the mean", labelpad=7)
     above.spines["top"].set_visible(True)
 
@@ -194,9 +205,9 @@ def _draw_positives(axes: Axes, positives_M: NDArray[np.float64]) -> None:
 def project(
     vectors_MD: NDArray[np.float32], anchors_KD: NDArray[np.float32]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Return vectors ``(M, 2)`` and anchors ``(K, 2)`` on the first two principal components, and their shares ``(2,)``.
+    """Return vectors ``(M, 2)`` and anchors ``(K, 2)`` on two principal components, and the shares ``(2,)`` of these.
 
-    The components are those of the vectors, centred; the shares are of their variance, from 0 to 1.
+    The components are the first two of the vectors, centred; the shares are of their variance, from 0 to 1.
 
     Source: Pearson (1901); the singular vectors of the scatter matrix are its principal components.
     """
@@ -245,18 +256,27 @@ def draw_positives(
             of_class = dots_M2[classes_M == name]
             every = -(-len(of_class) // MAX_DOTS_PER_CLASS) or 1
             axes.plot(
-                *of_class[::every].T, marker, color=colour, markersize=4.2, alpha=0.6, markeredgewidth=0,
+                *of_class[::every].T,
+                marker,
+                color=colour,
+                markersize=4.2,
+                alpha=0.6,
+                markeredgewidth=0,
                 label=plain_line(name, _MAX_LEGEND_CHARS),
             )
-            axes.plot(
-                *anchors_K2[index], marker, color=colour, markersize=9, markeredgecolor="white", zorder=4
-            )
+            axes.plot(*anchors_K2[index], marker, color=colour, markersize=9, markeredgecolor="white", zorder=4)
             axes.plot(*anchors_K2[index], "o", color="none", markersize=17, markeredgecolor="#111111", zorder=5)
         axes.set_xlabel(f"First principal component ({100 * shares[0]:.1f}% of the variance)", labelpad=7)
         axes.set_ylabel(f"Second principal component ({100 * shares[1]:.1f}%)", labelpad=6)
         legend = figure.legend(
-            *axes.get_legend_handles_labels(), loc="lower left", bbox_to_anchor=(0.06, 0), mode="expand", ncols=2,
-            frameon=False, markerscale=1.8, handletextpad=0.3, bbox_transform=figure.transFigure,
+            *axes.get_legend_handles_labels(),
+            loc="lower left",
+            bbox_to_anchor=(0.06, 0, 0.92, 0.1),
+            mode="expand",
+            ncols=2,
+            frameon=False,
+            markerscale=1.8,
+            handletextpad=0.3,
         )
         for text in legend.get_texts():
             # A class may be called "$x"; that is no formula.
@@ -271,7 +291,9 @@ def _to_svg(figure: Figure, key: str, label: str) -> str:
         # Matplotlib only measures the text; the browser draws it, with fonts that have more glyphs.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        FigureCanvasSVG(figure).print_svg(buffer, metadata=nothing)
+        FigureCanvasSVG(figure).print_svg(  # type: ignore[no-untyped-call]
+            buffer, metadata=nothing
+        )
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :].rstrip()
     # Its style element would hold for the whole page; the page says the same for figures alone.

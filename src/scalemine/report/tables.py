@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -291,9 +290,7 @@ def bands_table(distribution: Json, yields: list[Json], tails: str) -> Table:
         Column("Normal curve %", "normal %"),
         Column("Mined", "mined"),
     )
-    counts, shares, normal = (
-        distribution.get(key) or {} for key in ("band_counts", "band_shares", "normal_shares")
-    )
+    counts, shares, normal = (distribution.get(key) or {} for key in ("band_counts", "band_shares", "normal_shares"))
     z = "|z|" if tails == "both" else "z"
     rows = tuple(
         (
@@ -324,7 +321,8 @@ def timings_table(seconds: dict[str, float]) -> Table:
 def reasons_table(caption: str, heading: str, counts: dict[str, int]) -> Table:
     """Return one row per reason or rule, the most frequent first."""
     total = sum(counts.values())
-    columns = (Column(heading, heading.lower(), numeric=False), Column("Number", "number"), Column("Share %", "share %"))
+    numbers = (Column("Number", "number"), Column("Share %", "share %"))
+    columns = (Column(heading, heading.lower(), numeric=False), *numbers)
     rows = tuple(
         (Cell(plain_name(reason)), Cell(whole(number)), Cell(percent(number / total if total else None)))
         for reason, number in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
@@ -359,9 +357,10 @@ def summary_sentences(findings: Findings) -> list[str]:
         sentences.append(f"{counted(counts['read'], 'tweet was', 'tweets were')} read{aside}.")
     if findings.distributions:
         num_positives = sum(row.get("num_positives") or 0 for row in findings.distributions)
+        positives = counted(num_positives, "positive", "positives")
         classes = counted(len(findings.distributions), "class", "classes")
-        scored = findings.distributions[0].get("count")
-        sentences.append(f"{whole(scored)} were compared with the {counted(num_positives, 'positive', 'positives')} of {classes}.")
+        scored = whole(findings.distributions[0].get("count"))
+        sentences.append(f"{scored} were compared with the anchors of {classes}, made from {positives}.")
     if findings.negatives is not None:
         mined = counted(findings.negatives.num_rows, "negative was", "negatives were")
         short = sum((entry.get("found") or 0) < (entry.get("quota") or 0) for entry in findings.entries("yield"))
@@ -383,7 +382,8 @@ def throughput_line(findings: Findings) -> str:
         settings = ", ".join(str(encoder[key]) for key in ("precision", "device") if encoder.get(key))
         parts.append(f"{encoder['model']} ({settings})" if settings else str(encoder["model"]))
     if machine.get("cores"):
-        parts.append(f"{counted(machine['cores'], 'core', 'cores')}{' of ' + machine['cpu'] if machine.get('cpu') else ''}")
+        cores = counted(machine["cores"], "core", "cores")
+        parts.append(f"{cores} of {machine['cpu']}" if machine.get("cpu") else cores)
     return plain_line(" · ".join(parts), 300)
 
 
@@ -469,11 +469,3 @@ def _negative_line(band: int, row: Json, width: int) -> Text:
     line.append(f" {decimal(row['z'], 2, signed=True):>6} {decimal(row['cosine']):>6}  ", style="dim")
     line.append(plain_line(row["text"] or "", width))
     return line
-
-
-def group_by(rows: Iterable[Json], key: Callable[[Json], str]) -> dict[str, list[Json]]:
-    """Return rows by a key, keys in the order in which they first appear."""
-    groups: dict[str, list[Json]] = {}
-    for row in rows:
-        groups.setdefault(key(row), []).append(row)
-    return groups
