@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -34,7 +34,7 @@ app = typer.Typer(
 )
 
 
-class ExecutorName(str, Enum):
+class ExecutorName(StrEnum):
     """Where the work runs."""
 
     inline = "inline"
@@ -44,7 +44,9 @@ class ExecutorName(str, Enum):
 ConfigPath = Annotated[Path, typer.Argument(metavar="CONFIG", help="YAML file; see configs/")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="override one key; repeatable")]
 OptExecutor = Annotated[ExecutorName | None, typer.Option("--executor", help="instead of compute.executor")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="print the resolved configuration and what is to be done; write nothing")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="print the resolved configuration and what is to be done; write nothing")
+]
 Redo = Annotated[bool, typer.Option("--redo", help="discard what another configuration left in the workdir")]
 
 
@@ -53,7 +55,9 @@ def import_command(
     sources: Annotated[list[str], typer.Argument(metavar="SRC…", help="files, globs, folders or bucket URIs")],
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="folder of the imported corpus")],
     text: Annotated[str | None, typer.Option(help="column of the text; found by its usual names if not given")] = None,
-    id_: Annotated[list[str] | None, typer.Option("--id", help="column of the identifier; several are joined by ':'")] = None,
+    id_: Annotated[
+        list[str] | None, typer.Option("--id", help="column of the identifier; several are joined by ':'")
+    ] = None,
     keep: Annotated[list[str] | None, typer.Option(help="a further column to carry along; repeatable")] = None,
     rows_per_shard: Annotated[int, typer.Option(min=1, help="rows of one shard")] = 16_384,
     redo: Redo = False,
@@ -67,7 +71,11 @@ def import_command(
 
     try:
         config = CorpusConfig(
-            uri=tuple(sources), text=text, id=tuple(id_) if id_ else None, keep=tuple(keep or ()), rows_per_shard=rows_per_shard
+            uri=tuple(sources),
+            text=text,
+            id=tuple(id_) if id_ else None,
+            keep=tuple(keep or ()),
+            rows_per_shard=rows_per_shard,
         )
     except ValidationError as error:
         raise InputError("; ".join(problem["msg"] for problem in error.errors())) from None
@@ -83,7 +91,11 @@ def import_command(
 
 @app.command()
 def embed(
-    config: ConfigPath, overrides: Overrides = None, executor: OptExecutor = None, dry_run: DryRun = False, redo: Redo = False
+    config: ConfigPath,
+    overrides: Overrides = None,
+    executor: OptExecutor = None,
+    dry_run: DryRun = False,
+    redo: Redo = False,
 ) -> None:
     """Import and embed the corpus."""
     from scalemine.pipeline import run_embed
@@ -102,7 +114,11 @@ def embed(
 
 @app.command()
 def mine(
-    config: ConfigPath, overrides: Overrides = None, executor: OptExecutor = None, dry_run: DryRun = False, redo: Redo = False
+    config: ConfigPath,
+    overrides: Overrides = None,
+    executor: OptExecutor = None,
+    dry_run: DryRun = False,
+    redo: Redo = False,
 ) -> None:
     """Mine difficult negatives: import, embed, fit, choose, make the sets, and write report.html."""
     from scalemine.pipeline import run_mine
@@ -121,7 +137,9 @@ def report(workdir: Annotated[Path, typer.Argument(metavar="WORKDIR", help="fold
     from scalemine.store import Workdir
 
     if not Workdir(workdir).manifest.exists() or not Workdir(workdir).negatives.exists():
-        raise InputError(f"{workdir}: no finished run here (expected manifest.json and negatives.parquet); scalemine mine makes them")
+        raise InputError(
+            f"{workdir}: no finished run here (expected manifest.json and negatives.parquet); scalemine mine makes them"
+        )
     _print_report(workdir)
 
 
@@ -150,7 +168,12 @@ def _print_report(workdir: Path) -> None:
 
 
 def _run(
-    path: Path, overrides: list[str] | None, executor: ExecutorName | None, dry_run: bool, redo: bool, action: Callable[[Run], None]
+    path: Path,
+    overrides: list[str] | None,
+    executor: ExecutorName | None,
+    dry_run: bool,
+    redo: bool,
+    action: Callable[[Run], None],
 ) -> None:
     """Load the configuration, take the workdir, start the executor, and do it."""
     from scalemine.config import load_config
@@ -167,7 +190,11 @@ def _run(
     from scalemine.store import Workdir
 
     wants_gpu = config.encoder.device != "cpu"
-    with Workdir(config.workdir).lock(), StopSignals() as signals, make_executor(config.compute, signals=signals, wants_gpu=wants_gpu) as where:
+    with (
+        Workdir(config.workdir).lock(),
+        StopSignals() as signals,
+        make_executor(config.compute, signals=signals, wants_gpu=wants_gpu) as where,
+    ):
         action(Run(config, where, redo=redo, show=_show, on_forecast=_print_forecast))
 
 
@@ -188,8 +215,8 @@ def _print_plan(config: Any) -> None:  # noqa: ANN401  scalemine.config.Config, 
             done = sum((folder / f"{shard.name}.arrow.json").exists() for shard in corpus.shards)
             print(f"{folder.name}: {done} of {len(corpus.shards)} shards done")
     else:
-        for source in find_sources(config.corpus):
-            print(f"to import: {source.name}, {source.size / 1e6:,.1f} MB")
+        for source in find_sources(config.corpus.uri):
+            print(f"to import: {source.name}, {source.num_bytes / 1e6:,.1f} MB")
     print(f"negatives: {'done' if workdir.negatives.exists() else 'to be mined'}")
 
 
@@ -212,7 +239,14 @@ def _show(stage: str, total: int | None) -> Iterator[Advance]:
         yield _log_progress(stage, total)
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = [
         TextColumn("{task.description:>12}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]:>10}"),
@@ -252,7 +286,9 @@ def _set_up_logging() -> None:
     from rich.logging import RichHandler
 
     if sys.stderr.isatty():
-        handler: logging.Handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=False, markup=False)
+        handler: logging.Handler = RichHandler(
+            console=Console(stderr=True), show_path=False, show_time=False, markup=False
+        )
         handler.setFormatter(logging.Formatter("%(message)s"))
     else:
         handler = logging.StreamHandler()

@@ -34,7 +34,9 @@ def _as_list(value: object) -> object:
 class CorpusConfig(Section):
     """The unlabelled tweets to mine."""
 
-    uri: tuple[str, ...] = Field(min_length=1, description="files, globs, folders or bucket URIs; or one imported folder")
+    uri: tuple[str, ...] = Field(
+        min_length=1, description="files, globs, folders or bucket URIs; or one imported folder"
+    )
     text: str | None = Field(None, description="column of the text; None: found by the format's usual names")
     id: tuple[str, ...] | None = Field(
         None, description="column(s) of the identifier, joined by ':'; None: found by name, else source:line"
@@ -127,7 +129,9 @@ class ComputeConfig(Section):
     @model_validator(mode="after")
     def _inline_is_one(self) -> ComputeConfig:
         if self.executor == "inline" and self.workers != 1:
-            raise ValueError(f"executor inline is one process; got workers={self.workers} (use executor ray, or workers 1)")
+            raise ValueError(
+                f"executor inline is one process; got workers={self.workers} (use executor ray, or workers 1)"
+            )
         return self
 
 

@@ -42,6 +42,7 @@ _REJECTS_FILE: Final = "rejects.parquet"
 _STAGING: Final = "staging"
 _ROW_GROUP_ROWS: Final = 4096
 _STAGING_ROWS: Final = 16_384
+_MANY_DUPLICATES: Final = 0.05
 # A record's number is that of its file, shifted by this, plus its place among the file's records.
 _SEQ_BITS: Final = 40
 _REJECTS_SCHEMA: Final = pa.schema(
@@ -198,15 +199,17 @@ def _write_corpus_file(corpus: Corpus, *, shards_in: str | None = None) -> None:
 
 def _import(config: CorpusConfig, stage: Stage, sources: Sequence[Source], on_rows: Callable[[int], None]) -> None:
     """Make the corpus of a stage; its last file is the commit."""
-    paths = [stage.file(f"{_STAGING}/{index:05}.parquet") for index in range(len(sources))]
+    # A stage within the stage, so that its manifests go with it.
+    staging = Stage(stage.file(_STAGING), stage.fingerprint)
+    paths = [staging.file(f"{index:05}.parquet") for index in range(len(sources))]
     for source, path in zip(sources, paths, strict=True):
-        if stage.manifest(path) is None:
+        if staging.manifest(path) is None:
             # The first record shows whether the columns are there: better said now than after hours of reading.
             next(read_records(source, config), None)
     tallies = []
     for index, (source, path) in enumerate(zip(sources, paths, strict=True)):
-        tallies.append(_stage_source(config, stage, source, path, index << _SEQ_BITS, on_rows))
-    with _open_database(stage.file(_STAGING), paths) as database:
+        tallies.append(_stage_source(config, staging, source, path, index << _SEQ_BITS, on_rows))
+    with _open_database(staging.folder, paths) as database:
         _find_repeats(database)
         counts = _add_up(database, [source.name for source in sources], tallies)
         _write_rejects(database, [source.name for source in sources], stage.file(_REJECTS_FILE))
@@ -221,10 +224,10 @@ def _import(config: CorpusConfig, stage: Stage, sources: Sequence[Source], on_ro
 
 
 def _stage_source(
-    config: CorpusConfig, stage: Stage, source: Source, path: Path, first_seq: int, on_rows: Callable[[int], None]
+    config: CorpusConfig, staging: Stage, source: Source, path: Path, first_seq: int, on_rows: Callable[[int], None]
 ) -> Json:
     """Read a file into its staging file, unless that was done, and return how many records had each reason."""
-    manifest = stage.manifest(path)
+    manifest = staging.manifest(path)
     if manifest is not None:
         on_rows(manifest["read"])
         return manifest
@@ -242,8 +245,8 @@ def _stage_source(
     accepted = reasons.pop(None, 0)
     read = accepted + reasons.total()
     by_reason = dict(sorted(reasons.items()))
-    stage.commit(path, source=source.name, read=read, accepted=accepted, rejected_by_reason=by_reason)
-    return stage.manifest(path)
+    staging.commit(path, source=source.name, read=read, accepted=accepted, rejected_by_reason=by_reason)
+    return staging.manifest(path)
 
 
 def _staging_schema(num_kept: int) -> pa.Schema:
@@ -326,6 +329,15 @@ def _add_up(database: duckdb.DuckDBPyConnection, names: Sequence[str], tallies: 
 
 
 def _check_usable(config: CorpusConfig, stage: Stage, counts: dict[str, Any]) -> None:
+    """Refuse a corpus without a usable row, and warn of one whose ids look wrong."""
+    late = counts["rejected_by_reason"].get(DUPLICATE_ID, 0)
+    if late > _MANY_DUPLICATES * counts["read"]:
+        log.warning(
+            "%d of %d records have an id that was there before; if an id is unique only within something, "
+            "such as its source, name both columns in corpus.id",
+            late,
+            counts["read"],
+        )
     if counts["accepted"]:
         return
     where = f"corpus.uri {', '.join(config.uri)}: empty corpus"

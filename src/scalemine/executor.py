@@ -52,7 +52,11 @@ class Executor(Protocol):
     """Runs a task over items."""
 
     def map(
-        self, make_worker: Callable[[], Callable[[ItemT], ResultT]], items: Sequence[ItemT], *, attempts: int = MAX_ATTEMPTS
+        self,
+        make_worker: Callable[[], Callable[[ItemT], ResultT]],
+        items: Sequence[ItemT],
+        *,
+        attempts: int = MAX_ATTEMPTS,
     ) -> Iterator[Outcome[ItemT, ResultT]]:
         """Yield the outcome of every item, in the order they finish.
 
@@ -108,7 +112,11 @@ class InlineExecutor:
     signals: StopSignals = field(default_factory=StopSignals)
 
     def map(
-        self, make_worker: Callable[[], Callable[[ItemT], ResultT]], items: Sequence[ItemT], *, attempts: int = MAX_ATTEMPTS
+        self,
+        make_worker: Callable[[], Callable[[ItemT], ResultT]],
+        items: Sequence[ItemT],
+        *,
+        attempts: int = MAX_ATTEMPTS,
     ) -> Iterator[Outcome[ItemT, ResultT]]:
         """Yield the outcome of every item; see ``Executor.map``."""
         if not items:
@@ -192,7 +200,11 @@ class RayExecutor:
         self._idle: list[Any] = []
 
     def map(
-        self, make_worker: Callable[[], Callable[[ItemT], ResultT]], items: Sequence[ItemT], *, attempts: int = MAX_ATTEMPTS
+        self,
+        make_worker: Callable[[], Callable[[ItemT], ResultT]],
+        items: Sequence[ItemT],
+        *,
+        attempts: int = MAX_ATTEMPTS,
     ) -> Iterator[Outcome[ItemT, ResultT]]:
         """Yield the outcome of every item; see ``Executor.map``."""
         if not items:

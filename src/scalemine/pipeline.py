@@ -36,7 +36,9 @@ from scalemine.mining.embeddings import (
     encoder_loader,
     matrix,
     matrix_column,
+    read_arrow,
     score_corpus,
+    write_arrow,
     write_quarantine,
 )
 from scalemine.mining.encoder import Encoder, encoder_settings, load_encoder
@@ -143,8 +145,8 @@ def run_import(run: Run) -> Corpus:
     duplicates = corpus.counts["rejected_by_reason"].get("duplicate id", 0)
     if duplicates > corpus.counts["read"] // 100:
         run.warn(
-            f"{duplicates:,} of {corpus.counts['read']:,} rows were rejected for an id that came before; if ids are unique "
-            f"only within a source, name both columns: corpus.id: [source, id]"
+            f"{duplicates:,} of {corpus.counts['read']:,} rows were rejected for an id that came before; if ids are "
+            f"unique only within a source, name both columns: corpus.id: [source, id]"
         )
     return corpus
 
@@ -209,7 +211,9 @@ def _open_similarities(run: Run, corpus: Corpus, anchors_print: str) -> Similari
 
 
 def _open_mined(run: Run, scored: Similarities, test: Positives | None) -> Stage:
-    settings = {f"mining.{key}": value for key, value in run.config.mining.model_dump().items()} | {"seed": run.config.seed}
+    settings = {f"mining.{key}": value for key, value in run.config.mining.model_dump().items()} | {
+        "seed": run.config.seed
+    }
     inputs = {
         "similarities": scored.stage.fingerprint,
         "positives.test_uri": fingerprint(test.table.to_pylist()) if test else None,
@@ -240,7 +244,7 @@ def _probe(run: Run, corpus: Corpus, anchors: Anchors) -> Probe:
     if stage.manifest(path) is None:
         with run.timed("probe"):
             _encode_probe(run, corpus, anchors, stage)
-    table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    table = read_arrow(path)
     facts = stage.manifest(path)
     assert facts is not None
     rows = [Row(**row) for row in table.select(["shard", "row", "id", "text"]).to_pylist()]
@@ -263,10 +267,7 @@ def _encode_probe(run: Run, corpus: Corpus, anchors: Anchors, stage: Stage) -> N
         changed = _band_changed_share(run, low, high, anchors)
     columns = {name: [getattr(row, name) for row in rows] for name in ("shard", "row", "id", "text")}
     columns["vector"] = matrix_column(vectors_PD, np.ones(len(rows), np.bool_))
-    with write_whole(stage.file("sample.arrow")) as path:
-        table = pa.table(columns)
-        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
+    write_arrow(stage.file("sample.arrow"), pa.table(columns))
     stage.commit(
         stage.file("sample.arrow"), rows=len(rows), dim=encoder.dim, max_error=max_error, band_changed_share=changed
     )
@@ -283,10 +284,14 @@ def _band_changed_share(run: Run, low: NDArray[np.int16], high: NDArray[np.int16
 
 def _forecast(run: Run, corpus: Corpus, probe: Probe, anchors: Anchors, wanted: dict[tuple[str, int], int]) -> None:
     """Say before the corpus is encoded which bands cannot be filled from it."""
-    sample = distributions.of_sample(similarities(probe.vectors_PD, anchor_grid(anchors.vectors_KD)), anchors.class_names)
-    forecasts = distributions.forecast(sample, wanted, corpus.num_rows, run.config.mining.tails)
+    forecasts = distributions.forecast(_of_probe(probe, anchors), wanted, corpus.num_rows, run.config.mining.tails)
     run.facts["forecast"] = [forecast.as_dict() for forecast in forecasts]
     run.on_forecast(forecasts)
+
+
+def _of_probe(probe: Probe, anchors: Anchors) -> list[SimilarityDistribution]:
+    steps_PK = similarities(probe.vectors_PD, anchor_grid(anchors.vectors_KD))
+    return distributions.of_sample(steps_PK, anchors.class_names)
 
 
 def _encode(
@@ -311,7 +316,9 @@ def _encode(
     run.facts["encoded"] = totals
     if totals["cut"]:
         share = totals["cut"] / max(1, totals["distinct"])
-        logger.warning("%s tweets (%.2f %%) are longer than the encoder reads and were cut", f"{totals['cut']:,}", 100 * share)
+        logger.warning(
+            "%s tweets (%.2f %%) are longer than the encoder reads and were cut", f"{totals['cut']:,}", 100 * share
+        )
 
 
 def _mine(
@@ -322,13 +329,15 @@ def _mine(
     config = run.config.mining
     measured = distributions.measure(scored, anchors.class_names, run.executor)
     rows, normals = _fit(run, measured, anchors, probe)
-    available = {(row["class_name"], band): row["band_counts"][str(band)] for row in rows for band in config.bands}
+    available: dict[tuple[str, int], int] = {
+        (row["class_name"], band): row["band_counts"][str(band)] for row in rows for band in config.bands
+    }
     mined = negatives.mine_negatives(
         scored, anchors, normals, config,
         wanted=wanted, available=available, exclude=_texts(positives, test), encode=run.float32_encoder.encode_texts,
         margin=probe.margin, seed=run.config.seed, executor=run.executor,
     )  # fmt: skip
-    found = {key: 0 for key in wanted}
+    found = dict.fromkeys(wanted, 0)
     for row in mined.table.select(["class_name", "band"]).to_pylist():
         found[row["class_name"], row["band"]] += 1
     warnings = distributions.weak_anchor_warnings(rows, config)
@@ -339,14 +348,28 @@ def _mine(
         if found[name, band] < wanted[name, band]
     ]
     write_json(run.workdir.distributions, rows)
-    for path, table in ((stage.file("histograms.parquet"), distributions.histogram_table(measured)), (run.workdir.negatives, mined.table)):
+    for path, table in (
+        (stage.file("histograms.parquet"), distributions.histogram_table(measured)),
+        (run.workdir.negatives, mined.table),
+    ):
         with write_whole(path) as temporary:
             pq.write_table(table, temporary, compression="zstd")
     yields = [
-        {"class_name": name, "band": band, "quota": wanted[name, band], "available": available[name, band], "found": count}
+        {
+            "class_name": name,
+            "band": band,
+            "quota": wanted[name, band],
+            "available": available[name, band],
+            "found": count,
+        }
         for (name, band), count in found.items()
     ]
-    summary = {"yield": yields, "passed_over": mined.passed_over, "verified": mined.num_candidates, "warnings": warnings}
+    summary = {
+        "yield": yields,
+        "passed_over": mined.passed_over,
+        "verified": mined.num_candidates,
+        "warnings": warnings,
+    }
     write_json(stage.file("mined.json"), summary)
     stage.commit(run.workdir.negatives, rows=mined.table.num_rows)
 
@@ -358,7 +381,7 @@ def _fit(
     config = run.config.mining
     fitted = measured
     if config.fit == "sample":
-        fitted = distributions.of_sample(similarities(probe.vectors_PD, anchor_grid(anchors.vectors_KD)), anchors.class_names)
+        fitted = _of_probe(probe, anchors)
     positive_steps = distributions.positive_steps(anchors)
     normals = {one.class_name: distributions.fit(one) for one in fitted}
     rows = [
@@ -384,7 +407,9 @@ def _sets(
     ratio = run.config.sets.random_plus_ratio
     spans = fingerprint([group.table["spans"].to_pylist() for group in (positives, test) if group])
     inputs = {"mined": mined.fingerprint, "positives.spans": spans}
-    stage = open_stage(run.workdir.sets, version=1, settings={"sets.random_plus_ratio": ratio}, inputs=inputs, redo=run.redo)
+    stage = open_stage(
+        run.workdir.sets, version=1, settings={"sets.random_plus_ratio": ratio}, inputs=inputs, redo=run.redo
+    )
     if not stage.file("sets.json").exists():
         with run.timed("sets"):
             size = sets.num_random(positives.table.num_rows, test.table.num_rows if test else 0, ratio)
@@ -417,7 +442,10 @@ def write_manifest(run: Run, corpus: Corpus) -> None:
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "inputs": {"corpus": corpus.fingerprint, "weights": run.settings["encoder.weights"]},
         "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in ("torch", "transformers", "sentence-transformers", "ray", "pyarrow")},
+        | {
+            name: importlib.metadata.version(name)
+            for name in ("torch", "transformers", "sentence-transformers", "ray", "pyarrow")
+        },
         "machine": {"cpu": _cpu_name(), "cores": os.cpu_count(), "system": platform.platform()},
         "counts": counts,
         "seconds": {**before.get("seconds", {}), **run.seconds},

@@ -1073,295 +1073,481 @@ Event = tuple[str, str, tuple[str, ...], tuple[str, str]]
 
 TRAIN_EVENTS: dict[str, tuple[Event, ...]] = {
     "traffic": (
-        ("Harrowdale", "A9417crash", _lines("""
+        (
+            "Harrowdale",
+            "A9417crash",
+            _lines("""
             a lorry has jackknifed across both lanes of the A9417
             three cars piled into the back of a lorry
             the A9417 is closed in both directions
             a driver is trapped under the trailer
             there is diesel all over the carriageway"""),
-         ("fire_explosion", "the fuel tank caught fire")),
-        ("Pellworth", "pellworthtrain", _lines("""
+            ("fire_explosion", "the fuel tank caught fire"),
+        ),
+        (
+            "Pellworth",
+            "pellworthtrain",
+            _lines("""
             a commuter train has derailed outside the station
             two carriages are lying on their side
             the train hit a van on the level crossing
             passengers are climbing out of broken windows
             all lines through the junction are blocked"""),
-         ("natural_hazard", "a landslip covered the track")),
-        ("Costa Verana", "veranabus", _lines("""
+            ("natural_hazard", "a landslip covered the track"),
+        ),
+        (
+            "Costa Verana",
+            "veranabus",
+            _lines("""
             a coach full of pupils went off the mountain road
             the bus rolled over twice into the ravine
             rescuers are cutting people out of the bus
             one lane of the pass is blocked by the wreck
             a taxi smashed head-on into the coach"""),
-         ("fire_explosion", "smoke is pouring from the engine")),
-        ("Lindmoor Bridge", "lindmoor", _lines("""
+            ("fire_explosion", "smoke is pouring from the engine"),
+        ),
+        (
+            "Lindmoor Bridge",
+            "lindmoor",
+            _lines("""
             a forty-car pile-up is blocking the bridge
             a tanker overturned in the fog
             cars keep skidding into each other on the ice
             a cyclist has been knocked down by a van
             traffic is at a standstill after the smash"""),
-         ("fire_explosion", "the tanker is leaking and burning")),
+            ("fire_explosion", "the tanker is leaking and burning"),
+        ),
     ),
     "fire_explosion": (
-        ("Oldcastle Mill", "millfire", _lines("""
+        (
+            "Oldcastle Mill",
+            "millfire",
+            _lines("""
             the old cotton mill is on fire
             flames are coming through the mill roof
             thick black smoke is drifting over the houses
             the fourth floor has collapsed in the blaze
             firefighters are pulling people off the balcony"""),
-         ("traffic", "two fire engines collided at the gate")),
-        ("Sankt Broden", "brodenplant", _lines("""
+            ("traffic", "two fire engines collided at the gate"),
+        ),
+        (
+            "Sankt Broden",
+            "brodenplant",
+            _lines("""
             a huge explosion tore through the fertiliser plant
             the blast blew out windows for a mile
             a second storage tank has exploded
             workers are missing inside the burning plant
             toxic smoke is spreading to the school"""),
-         ("natural_hazard", "the blast set off a landslide")),
-        ("Marlow Heights", "marlowtower", _lines("""
+            ("natural_hazard", "the blast set off a landslide"),
+        ),
+        (
+            "Marlow Heights",
+            "marlowtower",
+            _lines("""
             a tower block is burning from the tenth floor up
             people are trapped at the windows above the fire
             burning cladding is falling on the street
             a gas main blew up in the basement
             the stairwell is full of smoke"""),
-         ("civil_disorder", "angry neighbours fought with officials")),
-        ("Quillon Forest", "quillonfire", _lines("""
+            ("civil_disorder", "angry neighbours fought with officials"),
+        ),
+        (
+            "Quillon Forest",
+            "quillonfire",
+            _lines("""
             a wildfire has jumped the highway
             cabins on the ridge are burning
             the whole hillside is in flames
             a propane depot exploded next to the campsite
             everyone south of the creek must evacuate"""),
-         ("traffic", "cars crashed while fleeing on the one road out")),
+            ("traffic", "cars crashed while fleeing on the one road out"),
+        ),
     ),
     "bombing": (
-        ("Varos Central", "varosstation", _lines("""
+        (
+            "Varos Central",
+            "varosstation",
+            _lines("""
             a bomb went off in the ticket hall
             a second device exploded on platform two
             a suitcase bomb was left by the kiosk
             the station has been evacuated after the bombing
             bomb squad is carrying out a controlled explosion"""),
-         ("armed_assault", "someone fired at people running out")),
-        ("Tel Amira", "amiramarket", _lines("""
+            ("armed_assault", "someone fired at people running out"),
+        ),
+        (
+            "Tel Amira",
+            "amiramarket",
+            _lines("""
             a car bomb ripped through the spice market
             a suicide bomber attacked the checkpoint
             dozens are lying in the street after the blast
             nails from the bomb are stuck in the shop doors
             another parked car is rigged with explosives"""),
-         ("fire_explosion", "the market stalls are burning")),
-        ("Brackenfield", "brackenfieldrun", _lines("""
+            ("fire_explosion", "the market stalls are burning"),
+        ),
+        (
+            "Brackenfield",
+            "brackenfieldrun",
+            _lines("""
             two bombs exploded near the finish line
             a backpack bomb went off among the runners
             police found a third device in a litter bin
             several runners were hurt in the bombing
             the race is stopped because of a bomb threat"""),
-         ("armed_assault", "a suspect shot a security guard")),
-        ("Hotel Meridia", "meridia", _lines("""
+            ("armed_assault", "a suspect shot a security guard"),
+        ),
+        (
+            "Hotel Meridia",
+            "meridia",
+            _lines("""
             a parcel bomb blew up in the lobby
             the front of the hotel was torn off by a truck bomb
             guests are buried after the bomb blast
             a grenade was thrown into the bar
             officers are defusing a bomb in the garage"""),
-         ("fire_explosion", "the upper floors are on fire")),
+            ("fire_explosion", "the upper floors are on fire"),
+        ),
     ),
     "armed_assault": (
-        ("Fairlawn Mall", "fairlawn", _lines("""
+        (
+            "Fairlawn Mall",
+            "fairlawn",
+            _lines("""
             a gunman is shooting people in the food court
             shots were fired outside the cinema
             an active shooter is on the second floor
             shoppers are hiding in the storerooms from a shooter
             a guard was shot in the chest"""),
-         ("bombing", "he threw a pipe bomb")),
-        ("Ostrander Lane", "ostranderlane", _lines("""
+            ("bombing", "he threw a pipe bomb"),
+        ),
+        (
+            "Ostrander Lane",
+            "ostranderlane",
+            _lines("""
             a man with a machete is stabbing passers-by
             two people have been stabbed at the bus stop
             the attacker slashed a police officer
             the knifeman is running towards the park
             a woman is bleeding from a knife wound"""),
-         ("traffic", "a van ran into the crowd")),
-        ("Kessel Bay", "kesselbay", _lines("""
+            ("traffic", "a van ran into the crowd"),
+        ),
+        (
+            "Kessel Bay",
+            "kesselbay",
+            _lines("""
             masked men opened fire on the beach bar
             gunmen took tourists hostage on the ferry
             a speedboat with armed men attacked the harbour
             police are exchanging fire with the attackers
             snipers are on the roof of the customs house"""),
-         ("fire_explosion", "the ferry is on fire")),
-        ("Dunreach College", "dunreach", _lines("""
+            ("fire_explosion", "the ferry is on fire"),
+        ),
+        (
+            "Dunreach College",
+            "dunreach",
+            _lines("""
             a student has opened fire in the library
             the campus is on lockdown because of a shooter
             a teacher was shot through the door
             gunfire is coming from the science block
             swat teams are storming the hall"""),
-         ("bombing", "explosives were found in his locker")),
+            ("bombing", "explosives were found in his locker"),
+        ),
     ),
     "civil_disorder": (
-        ("Croyfield", "croyfieldriots", _lines("""
+        (
+            "Croyfield",
+            "croyfieldriots",
+            _lines("""
             rioters are smashing shop windows on the high street
             looters are emptying the phone shop
             the mob is throwing bricks at the police
             youths are building barricades from bins
             riot police are charging the crowd"""),
-         ("fire_explosion", "they started burning cars")),
-        ("Plaza Olmedo", "olmedo", _lines("""
+            ("fire_explosion", "they started burning cars"),
+        ),
+        (
+            "Plaza Olmedo",
+            "olmedo",
+            _lines("""
             police fired tear gas at the protesters
             demonstrators broke through the palace gates
             thousands are blocking the central bridge
             the march turned violent at the ministry
             officers are beating people with batons"""),
-         ("armed_assault", "someone in the crowd started shooting")),
-        ("Stadium Norden", "norden", _lines("""
+            ("armed_assault", "someone in the crowd started shooting"),
+        ),
+        (
+            "Stadium Norden",
+            "norden",
+            _lines("""
             fans stormed the pitch and attacked the stewards
             a stampede crushed people against the fence
             hooligans are fighting outside the north stand
             seats and flares are flying at the away end
             water cannon is being used on the supporters"""),
-         ("fire_explosion", "the ticket office was set alight")),
-        ("Redmoor Prison", "redmoor", _lines("""
+            ("fire_explosion", "the ticket office was set alight"),
+        ),
+        (
+            "Redmoor Prison",
+            "redmoor",
+            _lines("""
             inmates have taken over B wing
             prisoners are on the roof throwing tiles
             guards were taken captive in the riot
             the canteen is being wrecked by inmates
             riot squads are entering the prison"""),
-         ("fire_explosion", "mattresses are burning in the yard")),
+            ("fire_explosion", "mattresses are burning in the yard"),
+        ),
     ),
     "natural_hazard": (
-        ("Isola Kamra", "kamraquake", _lines("""
+        (
+            "Isola Kamra",
+            "kamraquake",
+            _lines("""
             a strong earthquake just hit the island
             houses have collapsed in the old quarter
             people are buried under the rubble
             another aftershock brought down the church tower
             a tsunami warning is out for the coast"""),
-         ("fire_explosion", "gas pipes are exploding")),
-        ("Wexley-on-Tarn", "wexleyflood", _lines("""
+            ("fire_explosion", "gas pipes are exploding"),
+        ),
+        (
+            "Wexley-on-Tarn",
+            "wexleyflood",
+            _lines("""
             the river has burst its banks
             water is up to the windows on Mill Lane
             families are stuck on their roofs
             the flood swept away the footbridge
             the care home needs boats to evacuate"""),
-         ("traffic", "cars are floating across the dual carriageway")),
-        ("Jesper County", "jespertornado", _lines("""
+            ("traffic", "cars are floating across the dual carriageway"),
+        ),
+        (
+            "Jesper County",
+            "jespertornado",
+            _lines("""
             a tornado touched down west of the school
             the twister flattened the trailer park
             roofs have been ripped off on Elm Street
             power lines are down all over town
             the funnel is heading for the hospital"""),
-         ("traffic", "the wind flipped lorries on the interstate")),
-        ("Monte Serrado", "serrado", _lines("""
+            ("traffic", "the wind flipped lorries on the interstate"),
+        ),
+        (
+            "Monte Serrado",
+            "serrado",
+            _lines("""
             a mudslide buried the lower village
             the hillside came down on the houses
             the avalanche hit a group of skiers
             rescuers are digging for survivors in the mud
             the only road is cut by the landslide"""),
-         ("traffic", "a minibus was pushed into the gorge")),
+            ("traffic", "a minibus was pushed into the gorge"),
+        ),
     ),
 }
 TEST_EVENTS: dict[str, tuple[Event, ...]] = {
     "traffic": (
-        ("Gannet Tunnel", "gannettunnel", _lines("""
+        (
+            "Gannet Tunnel",
+            "gannettunnel",
+            _lines("""
             a motorcyclist collided with a tractor
             an ambulance overturned inside the tunnel
             a multi-vehicle collision has shut the eastbound tube
             wreckage is scattered over three hundred metres"""),
-         ("fire_explosion", "a hatchback burst into flames")),
-        ("Aldersund", "aldersundtram", _lines("""
+            ("fire_explosion", "a hatchback burst into flames"),
+        ),
+        (
+            "Aldersund",
+            "aldersundtram",
+            _lines("""
             a runaway tram ploughed into the queue
             pedestrians were run over at the crossing
             two trams crunched together by the depot
             the overhead cable snapped onto the carriages"""),
-         ("civil_disorder", "furious passengers attacked the driver's cab")),
+            ("civil_disorder", "furious passengers attacked the driver's cab"),
+        ),
     ),
     "fire_explosion": (
-        ("Port Halvard", "halvard", _lines("""
+        (
+            "Port Halvard",
+            "halvard",
+            _lines("""
             a warehouse of fireworks detonated at the docks
             a fireball rose over the refinery
             cargo containers are ablaze on the quay
             the crane toppled after the detonation"""),
-         ("traffic", "an engine crew's truck rammed a bus")),
-        ("Nightingale Ward", "nightingale", _lines("""
+            ("traffic", "an engine crew's truck rammed a bus"),
+        ),
+        (
+            "Nightingale Ward",
+            "nightingale",
+            _lines("""
             the maternity unit has gone up in flames
             oxygen cylinders are bursting one after another
             nurses are carrying babies out of the inferno
             the inferno has spread to the chapel"""),
-         ("armed_assault", "a man stabbed the porter")),
+            ("armed_assault", "a man stabbed the porter"),
+        ),
     ),
     "bombing": (
-        ("Sorrel Square", "sorrelsquare", _lines("""
+        (
+            "Sorrel Square",
+            "sorrelsquare",
+            _lines("""
             a suspected nail device detonated by the fountain
             an explosive vest was triggered in the queue
             sappers discovered live munitions under the stage
             the embassy was hit by a remote-controlled charge"""),
-         ("civil_disorder", "crowds trampled the barriers")),
-        ("Petrava Airfield", "petrava", _lines("""
+            ("civil_disorder", "crowds trampled the barriers"),
+        ),
+        (
+            "Petrava Airfield",
+            "petrava",
+            _lines("""
             saboteurs dynamited the control tower
             a drone dropped explosives on the runway
             a booby-trapped trolley killed a mechanic
             a mortar shell landed in the departure lounge"""),
-         ("fire_explosion", "jet fuel ignited in the hangar")),
+            ("fire_explosion", "jet fuel ignited in the hangar"),
+        ),
     ),
     "armed_assault": (
-        ("Basilica Norte", "basilicanorte", _lines("""
+        (
+            "Basilica Norte",
+            "basilicanorte",
+            _lines("""
             assailants with rifles entered during mass
             worshippers were gunned down at the altar
             a hooded figure is hacking at people with an axe
             bullets are hitting the parish hall"""),
-         ("bombing", "a charge detonated in the crypt")),
-        ("Tinsel Row", "tinselrow", _lines("""
+            ("bombing", "a charge detonated in the crypt"),
+        ),
+        (
+            "Tinsel Row",
+            "tinselrow",
+            _lines("""
             robbers sprayed the jewellers with bullets
             a cashier was held at gunpoint
             the getaway crew fired at a patrol car
             a crossbow attacker wounded a child"""),
-         ("traffic", "their getaway car mowed down a cyclist")),
+            ("traffic", "their getaway car mowed down a cyclist"),
+        ),
     ),
     "civil_disorder": (
-        ("Zelenka Avenue", "zelenka", _lines("""
+        (
+            "Zelenka Avenue",
+            "zelenka",
+            _lines("""
             marchers overturned a police van
             rubber pellets were used on the strikers
             hundreds clashed with mounted officers
             the parliament steps were overrun"""),
-         ("bombing", "a petrol bomb hit the town hall")),
-        ("Mbali Township", "mbali", _lines("""
+            ("bombing", "a petrol bomb hit the town hall"),
+        ),
+        (
+            "Mbali Township",
+            "mbali",
+            _lines("""
             gangs are plundering the supermarkets
             residents blocked the road with boulders
             an angry crowd dragged a suspect from his car
             vigilantes are chasing newcomers from their homes"""),
-         ("armed_assault", "militia fired live rounds")),
+            ("armed_assault", "militia fired live rounds"),
+        ),
     ),
     "natural_hazard": (
-        ("Atoll Reva", "cyclonereva", _lines("""
+        (
+            "Atoll Reva",
+            "cyclonereva",
+            _lines("""
             the cyclone tore the clinic apart
             storm surge swallowed the jetty
             palm trees are crashing through ceilings
             the airstrip is under two metres of sea"""),
-         ("traffic", "a ferry ran aground with everyone aboard")),
-        ("Mount Osk", "oskeruption", _lines("""
+            ("traffic", "a ferry ran aground with everyone aboard"),
+        ),
+        (
+            "Mount Osk",
+            "oskeruption",
+            _lines("""
             the volcano erupted without notice
             lava has cut off the northern hamlets
             ash is making it impossible to breathe
             tremors cracked the reservoir wall"""),
-         ("fire_explosion", "the sawmill is alight")),
+            ("fire_explosion", "the sawmill is alight"),
+        ),
     ),
 }
 HIDDEN_EVENTS: dict[str, tuple[Event, ...]] = {
-    "traffic": (("Ferris Roundabout", "ferris", _lines("""
+    "traffic": (
+        (
+            "Ferris Roundabout",
+            "ferris",
+            _lines("""
         a pickup just hit a school bus
         a motorbike is wedged under a truck
-        four cars crashed into each other"""), ("fire_explosion", "one of them is on fire")),),
-    "fire_explosion": (("Larch Street", "larchstreet", _lines("""
+        four cars crashed into each other"""),
+            ("fire_explosion", "one of them is on fire"),
+        ),
+    ),
+    "fire_explosion": (
+        (
+            "Larch Street",
+            "larchstreet",
+            _lines("""
         the bakery is burning down
         a gas bottle exploded in a flat
-        the flames have reached the next house"""), ("traffic", "a hose truck crashed")),),
-    "bombing": (("Camber Arcade", "camberarcade", _lines("""
+        the flames have reached the next house"""),
+            ("traffic", "a hose truck crashed"),
+        ),
+    ),
+    "bombing": (
+        (
+            "Camber Arcade",
+            "camberarcade",
+            _lines("""
         a bomb exploded in the arcade
         police found a bomb under a bench
-        a blast from a parcel bomb hurt the clerk"""), ("fire_explosion", "shops are in flames")),),
-    "armed_assault": (("Wyndham Park", "wyndhampark", _lines("""
+        a blast from a parcel bomb hurt the clerk"""),
+            ("fire_explosion", "shops are in flames"),
+        ),
+    ),
+    "armed_assault": (
+        (
+            "Wyndham Park",
+            "wyndhampark",
+            _lines("""
         a man is shooting at joggers
         somebody got stabbed by the pond
-        armed men are robbing the kiosk"""), ("traffic", "they rammed a police car")),),
-    "civil_disorder": (("Tallow Market", "tallowmarket", _lines("""
+        armed men are robbing the kiosk"""),
+            ("traffic", "they rammed a police car"),
+        ),
+    ),
+    "civil_disorder": (
+        (
+            "Tallow Market",
+            "tallowmarket",
+            _lines("""
         people are looting the electronics store
         protesters are throwing stones at police
-        a mob is tearing down the fences"""), ("fire_explosion", "bins are on fire")),),
-    "natural_hazard": (("Brinewater", "brinewater", _lines("""
+        a mob is tearing down the fences"""),
+            ("fire_explosion", "bins are on fire"),
+        ),
+    ),
+    "natural_hazard": (
+        (
+            "Brinewater",
+            "brinewater",
+            _lines("""
         the ground shook and walls fell down
         flood water is coming into the houses
-        a tree fell on a family in the storm"""), ("traffic", "the wind blew a van off the road")),),
+        a tree fell on a family in the storm"""),
+            ("traffic", "the wind blew a van off the road"),
+        ),
+    ),
 }

@@ -69,7 +69,7 @@ def test_report_has_every_section(workdir):
     }
     assert html.count("<figure>") == html.count("<figcaption>") == 4
     assert html.count("<svg") == html.count('role="img"') == 4
-    assert "50,155 tweets were read (55 rejected, 100 copies of another tweet)." in html
+    assert "50,155 tweets were read, 55 of them rejected; 100 of the others repeat a text." in html
     assert "54 negatives were mined; 3 quotas were not filled." in html
     assert "those of a sample of 3,000 tweets" in html
 

@@ -1,0 +1,1 @@
+"""Mining: from embeddings to difficult negatives."""

@@ -74,7 +74,9 @@ def read_positives(uri: str, config: PositivesConfig) -> Positives:
         positives = positives.filter(pc.is_in(positives["class_name"], value_set=pa.array(config.classes)))
     if positives.num_rows == 0:
         of_classes = f" of {', '.join(config.classes)}" if config.classes else ""
-        raise InputError(f"{uri}: no positives{of_classes}: none of its {table.num_rows} rows has both a text and a class")
+        raise InputError(
+            f"{uri}: no positives{of_classes}: none of its {table.num_rows} rows has both a text and a class"
+        )
     return Positives(positives)
 
 
@@ -161,7 +163,7 @@ class Anchors:
         others_MD /= np.maximum(np.linalg.norm(others_MD, axis=1, keepdims=True), 1e-12)
         cosines_M = (own_MD * others_MD).sum(axis=1)
         steps = np.rint(cosines_M * STEPS_PER_UNIT).clip(-STEPS_PER_UNIT, STEPS_PER_UNIT - 1)
-        return steps.astype(np.int16)
+        return np.asarray(steps, np.int16)
 
 
 def make_anchors(positives: Positives, encoder: Encoder) -> Anchors:

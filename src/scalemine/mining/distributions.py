@@ -60,7 +60,9 @@ def measure(similarities: Similarities, class_names: Sequence[str], executor: Ex
 
 def of_sample(steps_PK: NDArray[np.int16], class_names: Sequence[str]) -> list[SimilarityDistribution]:
     """Return the distribution of S_an per class over a sample."""
-    return [SimilarityDistribution(name, counts) for name, counts in zip(class_names, count_steps(steps_PK), strict=True)]
+    return [
+        SimilarityDistribution(name, counts) for name, counts in zip(class_names, count_steps(steps_PK), strict=True)
+    ]
 
 
 def fit(distribution: SimilarityDistribution) -> Normal:

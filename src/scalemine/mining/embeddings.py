@@ -56,14 +56,12 @@ class ShardFiles:
 
     def write(self, shard: Shard, table: pa.Table, **facts: Any) -> None:  # noqa: ANN401  JSON values
         """Write and commit the file of a shard."""
-        with write_whole(self.path(shard)) as path, pa.OSFile(str(path), "wb") as sink:
-            with pa.ipc.new_file(sink, table.schema) as writer:
-                writer.write_table(table)
+        write_arrow(self.path(shard), table)
         self.stage.commit(self.path(shard), input=shard.sha256, rows=table.num_rows, **facts)
 
     def read(self, shard: Shard) -> pa.Table:
         """Return the table of a shard, memory-mapped."""
-        return pa.ipc.open_file(pa.memory_map(str(self.path(shard)))).read_all()
+        return read_arrow(self.path(shard))
 
 
 @dataclass(frozen=True)
@@ -84,6 +82,18 @@ class Similarities(ShardFiles):
         table = self.read(shard)
         steps_NK, valid_N = matrix(table["steps"])
         return table["key"].combine_chunks().to_numpy(), steps_NK, valid_N
+
+
+def write_arrow(path: Path, table: pa.Table) -> None:
+    """Write a table as an Arrow file, whole or not at all."""
+    with write_whole(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
+        with pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+
+
+def read_arrow(path: Path) -> pa.Table:
+    """Return the table in an Arrow file, memory-mapped."""
+    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
 
 
 def matrix(column: pa.ChunkedArray) -> tuple[NDArray[Any], NDArray[np.bool_]]:
@@ -119,7 +129,11 @@ class ShardEncoder:
     """The worker that encodes a shard of the corpus and writes its embeddings, its similarities, or both."""
 
     def __init__(
-        self, load: LoadEncoder, corpus: Corpus, embeddings: Embeddings | None, scoring: tuple[Similarities, NDArray[np.float32]] | None
+        self,
+        load: LoadEncoder,
+        corpus: Corpus,
+        embeddings: Embeddings | None,
+        scoring: tuple[Similarities, NDArray[np.float32]] | None,
     ) -> None:
         self._encoder = load()
         self._corpus, self._embeddings, self._scoring = corpus, embeddings, scoring
@@ -132,7 +146,9 @@ class ShardEncoder:
         skip = {row for row, _ in job.skip}
         texts = table["text"].to_pylist()
         distinct: dict[str, int] = {}
-        source = [distinct.setdefault(self._encoder.normalise(texts[row]), len(distinct)) for row in rows if row not in skip]
+        source = [
+            distinct.setdefault(self._encoder.normalise(texts[row]), len(distinct)) for row in rows if row not in skip
+        ]
         tokens = self._encoder.tokenise(list(distinct))
         vectors = self._encoder.encode(tokens)
         if job.trial:
@@ -151,7 +167,9 @@ class ShardEncoder:
         }
         if self._scoring:
             files, grid_KD = self._scoring
-            files.write(job.shard, score(table["id"], vectors_ND, valid_N, grid_KD), **facts, seconds=time.monotonic() - started)
+            files.write(
+                job.shard, score(table["id"], vectors_ND, valid_N, grid_KD), **facts, seconds=time.monotonic() - started
+            )
         if self._embeddings:
             columns = {"id": table["id"], "vector": matrix_column(vectors_ND, valid_N)}
             self._embeddings.write(job.shard, pa.table(columns), **facts, seconds=time.monotonic() - started)
@@ -161,7 +179,9 @@ class ShardEncoder:
 class ShardScorer:
     """The worker that reads the embeddings of a shard and writes its similarities."""
 
-    def __init__(self, embeddings: Embeddings, similarities: Similarities, grid_KD: NDArray[np.float32], threads: int) -> None:
+    def __init__(
+        self, embeddings: Embeddings, similarities: Similarities, grid_KD: NDArray[np.float32], threads: int
+    ) -> None:
         torch.set_num_threads(threads)
         self._embeddings, self._similarities, self._grid_KD = embeddings, similarities, grid_KD
 
@@ -219,12 +239,17 @@ def encode_corpus(
             raise RuntimeError(f"shard {failed.shard.name} fails, though each of its rows can be encoded:\n{error}")
         again = run_shards(executor, worker, [ShardJob(failed.shard, skip=tuple(poison))], on_rows)
         if again:
-            raise RuntimeError(f"shard {failed.shard.name} fails also without rows {[r for r, _ in poison]}:\n{again[0][1]}")
+            raise RuntimeError(
+                f"shard {failed.shard.name} fails also without rows {[r for r, _ in poison]}:\n{again[0][1]}"
+            )
     return sum(job.shard.num_rows for job in jobs)
 
 
 def run_shards(
-    executor: Executor, make_worker: Callable[[], Callable[[ShardJob], Any]], jobs: Sequence[ShardJob], on_rows: OnRows | None
+    executor: Executor,
+    make_worker: Callable[[], Callable[[ShardJob], Any]],
+    jobs: Sequence[ShardJob],
+    on_rows: OnRows | None,
 ) -> list[tuple[ShardJob, str]]:
     """Run jobs; return those that failed, with the traceback."""
     failures = []
@@ -236,7 +261,9 @@ def run_shards(
     return failures
 
 
-def _find_poison(executor: Executor, make_worker: Callable[[], Callable[[ShardJob], Any]], shard: Shard) -> list[tuple[int, str]]:
+def _find_poison(
+    executor: Executor, make_worker: Callable[[], Callable[[ShardJob], Any]], shard: Shard
+) -> list[tuple[int, str]]:
     """Return the rows that break the worker, with the error of each, by halving."""
     poison: list[tuple[int, str]] = []
     suspects = [(0, shard.num_rows)]
@@ -269,7 +296,9 @@ def score_corpus(
 def write_quarantine(files: ShardFiles, path: Path) -> int:
     """Write the rows in quarantine, over all shards; return how many there are."""
     rows = [
-        {"shard": shard.name, **row} for shard in files.corpus.shards for row in (files.facts(shard) or {}).get("quarantined", [])
+        {"shard": shard.name, **row}
+        for shard in files.corpus.shards
+        for row in (files.facts(shard) or {}).get("quarantined", [])
     ]
     if rows:
         schema = pa.schema([("shard", pa.string()), ("row", pa.int64()), ("id", pa.string()), ("error", pa.string())])

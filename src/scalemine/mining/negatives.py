@@ -100,7 +100,7 @@ def quotas(config: MiningConfig, positives: Positives, test: Positives | None) -
 
     ``match`` asks for as many as the class has positives, those of the test sets included.
     """
-    wanted = {}
+    wanted: dict[tuple[str, int], int] = {}
     for name in positives.class_names:
         matching = positives.count(name) + (test.count(name) if test else 0)
         for band in config.bands:
@@ -111,7 +111,9 @@ def quotas(config: MiningConfig, positives: Positives, test: Positives | None) -
 class _Selector:
     """The worker that returns each cell's candidates of lowest priority in some shards."""
 
-    def __init__(self, similarities: Similarities, cells: Sequence[Cell], sizes: Sequence[int], seed: int, margin: float) -> None:
+    def __init__(
+        self, similarities: Similarities, cells: Sequence[Cell], sizes: Sequence[int], seed: int, margin: float
+    ) -> None:
         self._similarities, self._cells, self._sizes = similarities, cells, sizes
         self._seed, self._margin = seed, margin
 
@@ -129,7 +131,13 @@ class _Selector:
 
 
 def _propose(
-    similarities: Similarities, cells: Sequence[Cell], sizes: Sequence[int], *, seed: int, margin: float, executor: Executor
+    similarities: Similarities,
+    cells: Sequence[Cell],
+    sizes: Sequence[int],
+    *,
+    seed: int,
+    margin: float,
+    executor: Executor,
 ) -> list[list[Row]]:
     """Return per cell its candidates of lowest priority in the whole corpus, in order."""
     found: list[list[tuple[int, str, int]]] = [[] for _ in cells]
@@ -236,7 +244,11 @@ def mine_negatives(
     ]
     order = sorted(
         range(len(cells)),
-        key=lambda i: (available[cells[i].class_name, cells[i].band] / cells[i].quota, cells[i].class_name, cells[i].band),
+        key=lambda i: (
+            available[cells[i].class_name, cells[i].band] / cells[i].quota,
+            cells[i].class_name,
+            cells[i].band,
+        ),
     )
     choice = _Choice(cells, encode, anchors, frozenset(map(duplicate_key, exclude)))
     # Room for what will be passed over; where it is used up, the lists are made again, longer.
@@ -244,9 +256,7 @@ def mine_negatives(
     while True:
         candidates = _propose(similarities, cells, sizes, seed=seed, margin=margin, executor=executor)
         chosen, passed_over = choice.verify(candidates, order)
-        cut_short = [
-            len(chosen[i]) < cells[i].quota and len(candidates[i]) == sizes[i] for i in range(len(cells))
-        ]
+        cut_short = [len(chosen[i]) < cells[i].quota and len(candidates[i]) == sizes[i] for i in range(len(cells))]
         if not any(cut_short):
             break
         sizes = [size * 4 if cut else size for size, cut in zip(sizes, cut_short, strict=True)]
@@ -254,7 +264,9 @@ def mine_negatives(
     return MinedNegatives(table, dict(passed_over), len(choice.vectors))
 
 
-def _table(cells: Sequence[Cell], chosen: Sequence[Sequence[Row]], choice: _Choice, strategy: str, seed: int) -> pa.Table:
+def _table(
+    cells: Sequence[Cell], chosen: Sequence[Sequence[Row]], choice: _Choice, strategy: str, seed: int
+) -> pa.Table:
     """Return the chosen rows with what is known of them."""
     rows = []
     for cell, members in zip(cells, chosen, strict=True):

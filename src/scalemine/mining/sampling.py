@@ -40,7 +40,8 @@ def priorities(keys_N: NDArray[np.uint64], seed: int, purpose: str) -> NDArray[n
     with np.errstate(over="ignore"):
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return mixed ^ (mixed >> np.uint64(31))
+    mixed = mixed ^ (mixed >> np.uint64(31))
+    return np.asarray(mixed, np.uint64)
 
 
 def lowest(priorities_N: NDArray[np.uint64], size: int) -> NDArray[np.int64]:

@@ -73,7 +73,13 @@ def usable_random(sample: Sequence[Row], negatives: pa.Table, positives: Sequenc
 
 
 def make_sets(
-    positives: Positives, test: Positives | None, negatives: pa.Table, random: Sequence[Row], *, bands: Sequence[int], ratio: int
+    positives: Positives,
+    test: Positives | None,
+    negatives: pa.Table,
+    random: Sequence[Row],
+    *,
+    bands: Sequence[int],
+    ratio: int,
 ) -> dict[str, pa.Table]:
     """Return every set by name; those of training and of test share no negative."""
     train_counts = {name: positives.count(name) for name in positives.class_names}
@@ -133,7 +139,5 @@ def describe(sets: Mapping[str, pa.Table], ratio: int) -> list[dict[str, Any]]:
         num_negatives = int(pc.sum(table["is_negative"]).as_py() or 0)
         num_positives = table.num_rows - num_negatives
         wanted = 0 if name.endswith("_no") else num_positives * (ratio if name.endswith("_plus") else 1)
-        rows.append(
-            {"name": name, "positives": num_positives, "negatives": num_negatives, "wanted_negatives": wanted}
-        )
+        rows.append({"name": name, "positives": num_positives, "negatives": num_negatives, "wanted_negatives": wanted})
     return rows

@@ -168,7 +168,9 @@ class Normal:
         band = np.minimum(np.floor(distance) + 1, BANDS[-1]).astype(np.int8)
         return np.where(distance < 0, 0, band).astype(np.int8)
 
-    def in_band(self, cosines: NDArray[np.float64], band: int, tails: Tails, *, margin: float = 0.0) -> NDArray[np.bool_]:
+    def in_band(
+        self, cosines: NDArray[np.float64], band: int, tails: Tails, *, margin: float = 0.0
+    ) -> NDArray[np.bool_]:
         """Return whether each cosine is in a band, or within a margin (a cosine) of it."""
         distance = np.abs(self.z(cosines)) if tails == "both" else self.z(cosines)
         slack = margin / self.std

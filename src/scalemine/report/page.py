@@ -42,9 +42,9 @@ _COUNT_LABELS = {
     "read": "Tweets read",
     "accepted": "accepted",
     "rejected": "rejected",
-    "copies": "copies of another tweet, left out",
+    "copies": "repeat the text of another",
     "rows": "rows of the corpus",
-    "distinct": "distinct texts",
+    "distinct": "distinct texts, each encoded once",
     "cut": "texts cut at the encoder's limit",
     "tokens": "tokens encoded",
     "quarantined": "rows that could not be encoded",
@@ -111,7 +111,9 @@ def write_report(workdir: Workdir) -> Path:
         rejected_candidates=_rejected_candidates(findings),
         sets=tables.sets_table(findings.entries("sets")) if findings.entries("sets") else None,
         pca=_pca_figure(findings, positives),
-        max_dots=plots.MAX_DOTS_PER_CLASS,
+        looks=_looks(findings),
+        band_colours=plots.BAND_COLOURS,
+        positive_colour=plots.POSITIVE_COLOUR,
         corpus=_corpus_facts(workdir, findings),
         reject_reasons=_reject_reasons(findings),
         rejects=_reject_examples(workdir),
@@ -177,6 +179,7 @@ def _class_sections(workdir: Workdir, findings: Findings, positives: Positives |
             "id": f"class-{index + 1}",
             "name": tables.plain_name(name),
             "figure": figure,
+            "bin_width": f"{histograms[name].width:.2g}" if figure else None,
             "statistics": _statistics(distribution, findings.weak_auc),
             "fitted_rows": tables.whole(fit.get("rows")) if fit.get("method") == "sample" else None,
             "bands": tables.bands_table(distribution, findings.entries("yield"), findings.tails),
@@ -222,6 +225,12 @@ def _pca_figure(findings: Findings, positives: Positives | None) -> Markup | Non
         label="The positives of every class and their anchors on the first two principal components.",
     )
     return Markup(svg)  # noqa: S704  drawn here; every text in it is escaped
+
+
+def _looks(findings: Findings) -> list[tuple[str, plots.ClassLook]]:
+    """Return the classes with how they are drawn among the positives."""
+    names = [tables.plain_name(distribution["class_name"]) for distribution in findings.distributions]
+    return [(name, plots.class_look(index)) for index, name in enumerate(names)]
 
 
 def _statistics(distribution: Json, weak_auc: float) -> list[tuple[str, str]]:

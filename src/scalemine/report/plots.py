@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 import io
+import math
 import re
 import warnings
 from dataclasses import dataclass
@@ -22,31 +23,31 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from scalemine.report.tables import BAND_NAMES, plain_line
+from scalemine.report.tables import BAND_NAMES
 
 # Green, blue and amber as in the paper, in the shades of Okabe and Ito, which the colour-blind tell apart.
 BAND_COLOURS = {1: "#009E73", 2: "#3B8FCC", 3: "#E69F00", 4: "#C0392B"}
 _UNUSED_COLOUR = "#9a9a9a"
-_POSITIVE_COLOUR = "#5B2A86"
+POSITIVE_COLOUR = "#5B2A86"
 _CLASS_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
 # As many shapes as colours would pair each colour with one shape for ever.
 _CLASS_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+# The same shapes as letters, for the key beside the figure; the selector keeps them from turning into pictures.
+_MARKER_LETTERS = ("●", "■", "▲", "◆", "▼", "✚\ufe0e", "✖\ufe0e", "★")
 
 # Dots of one class in the figure of the positives: more add bytes, not insight.
 MAX_DOTS_PER_CLASS = 250
 _NUM_POSITIVE_BINS = 60
-_MAX_LEGEND_CHARS = 26
 
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "scalemine",
     "font.family": ["sans-serif"],
     "font.sans-serif": ["DejaVu Sans"],
-    "font.size": 11,
-    "axes.labelsize": 11,
-    "xtick.labelsize": 11,
-    "ytick.labelsize": 11,
-    "legend.fontsize": 11,
+    "font.size": 12,
+    "axes.labelsize": 12,
+    "xtick.labelsize": 12,
+    "ytick.labelsize": 12,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.edgecolor": "#555555",
@@ -80,6 +81,21 @@ class Histogram:
         return float(np.mean(self.high - self.low))
 
 
+@dataclass(frozen=True)
+class ClassLook:
+    """The colour of a class, its marker, and the letter that looks like the marker."""
+
+    colour: str
+    marker: str
+    letter: str
+
+
+def class_look(index: int) -> ClassLook:
+    """Return how the class at an index is drawn; no two of the first 56 are alike."""
+    shape = index % len(_CLASS_MARKERS)
+    return ClassLook(_CLASS_COLOURS[index % len(_CLASS_COLOURS)], _CLASS_MARKERS[shape], _MARKER_LETTERS[shape])
+
+
 def cosines(vectors_MD: NDArray[np.float32], anchor_D: NDArray[np.float32]) -> NDArray[np.float64]:
     """Return the cosine ``(M,)`` of each row with an anchor; neither need have length 1."""
     lengths_M = np.linalg.norm(vectors_MD, axis=1) * np.linalg.norm(anchor_D)
@@ -105,9 +121,9 @@ def draw_distribution(
         label: What the figure shows, for those who do not see it.
     """
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7, 4.1))
-        tweets = figure.add_axes((0.115, 0.345, 0.865, 0.475))
-        strip = figure.add_axes((0.115, 0.165, 0.865, 0.145), sharex=tweets)
+        figure = Figure(figsize=(6, 3.8))
+        tweets = figure.add_axes((0.14, 0.37, 0.84, 0.43))
+        strip = figure.add_axes((0.14, 0.19, 0.84, 0.14), sharex=tweets)
         _set_limits(tweets, histogram, mean, std, positives_M)
         if std > 0:
             _draw_bands(tweets, strip, histogram, mean, std, tails)
@@ -115,12 +131,12 @@ def draw_distribution(
             _draw_z_axis(tweets, mean, std)
         else:
             tweets.stairs(histogram.count, histogram.edges, fill=True, color=_UNUSED_COLOUR)
-        tweets.set_ylabel(f"Tweets per {histogram.width:.2g} of Sₐₙ")
+        tweets.set_ylabel("Tweets per bin", labelpad=9)
         tweets.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         tweets.yaxis.set_major_formatter(EngFormatter(sep=""))
         tweets.tick_params(axis="x", labelbottom=False)
         _draw_positives(strip, positives_M)
-        strip.set_xlabel("Sₐₙ: similarity to the anchor (cosine)", labelpad=7)
+        strip.set_xlabel("Sₐₙ: similarity to the anchor (cosine)", labelpad=8)
         return _to_svg(figure, key, label)
 
 
@@ -168,7 +184,7 @@ def _draw_bands(tweets: Axes, strip: Axes, histogram: Histogram, mean: float, st
 
 def _label_band(axes: Axes, label: str, centre: float, share: float) -> None:
     # Where the stretch is narrower than its label the colour has to do.
-    if share > 0.045:
+    if share > 0.027 * len(label):
         axes.text(centre, 0.975, label, transform=axes.get_xaxis_transform(), ha="center", va="top", color="#222222")
 
 
@@ -177,29 +193,27 @@ def _draw_curve(axes: Axes, histogram: Histogram, mean: float, std: float) -> No
     x = np.linspace(low, high, 160)
     tweets_per_bin = histogram.count.sum() * histogram.width
     density = np.exp(-0.5 * ((x - mean) / std) ** 2) / (std * np.sqrt(2 * np.pi))
-    axes.plot(x, tweets_per_bin * density, color="#111111", linewidth=1.4, label="normal curve")
-    # The place beyond +3 sigma holds few tweets and leaves room; on the left, bars are as rare but positives are not.
-    axes.legend(loc="center right", frameon=False, handlelength=1.4, borderaxespad=0.2)
+    axes.plot(x, tweets_per_bin * density, color="#111111", linewidth=1.4)
 
 
 def _draw_z_axis(axes: Axes, mean: float, std: float) -> None:
     low, high = ((limit - mean) / std for limit in axes.get_xlim())
-    step = max(1, round((high - low) / 12))
+    step = math.ceil((high - low) / 10)
     ticks = np.arange(np.ceil(low / step) * step, high, step)
     above = axes.secondary_xaxis("top")
     above.set_xticks(list(mean + ticks * std), [f"{tick:.0f}".replace("-", "−") for tick in ticks])
-    above.set_xlabel("z: standard deviations from the mean", labelpad=7)
+    above.set_xlabel("z: standard deviations from the mean", labelpad=8)
     above.spines["top"].set_visible(True)
 
 
 def _draw_positives(axes: Axes, positives_M: NDArray[np.float64]) -> None:
     low, high = axes.get_xlim()
     counts, edges = np.histogram(positives_M, bins=_NUM_POSITIVE_BINS, range=(low, high))
-    axes.stairs(counts, edges, fill=True, color=_POSITIVE_COLOUR, linewidth=0)
+    axes.stairs(counts, edges, fill=True, color=POSITIVE_COLOUR, linewidth=0)
     axes.set_ylim(0, 1.15 * max(int(counts.max()), 1))
     axes.set_yticks([])
     # Positives lie on the right, so the left has room for the label.
-    axes.text(0.012, 0.88, "positives", transform=axes.transAxes, ha="left", va="top", color=_POSITIVE_COLOUR)
+    axes.text(0.012, 0.88, "positives", transform=axes.transAxes, ha="left", va="top", color=POSITIVE_COLOUR)
 
 
 def project(
@@ -245,42 +259,25 @@ def draw_positives(
     """
     dots_M2, anchors_K2, shares = project(positives_MD, anchors_KD)
     classes_M = np.array(positive_classes, dtype=object)
-    num_lines = (len(class_names) + 1) // 2
-    height = 4.9 + 0.3 * num_lines
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(7, height))
-        axes = figure.add_axes((0.115, 1 - 4.15 / height, 0.865, 4.05 / height))
+        figure = Figure(figsize=(6, 4.6))
+        axes = figure.add_axes((0.15, 0.15, 0.83, 0.83))
         for index, name in enumerate(class_names):
-            colour = _CLASS_COLOURS[index % len(_CLASS_COLOURS)]
-            marker = _CLASS_MARKERS[index % len(_CLASS_MARKERS)]
+            look = class_look(index)
             of_class = dots_M2[classes_M == name]
             every = -(-len(of_class) // MAX_DOTS_PER_CLASS) or 1
-            axes.plot(
-                *of_class[::every].T,
-                marker,
-                color=colour,
-                markersize=4.2,
-                alpha=0.6,
-                markeredgewidth=0,
-                label=plain_line(name, _MAX_LEGEND_CHARS),
-            )
-            axes.plot(*anchors_K2[index], marker, color=colour, markersize=9, markeredgecolor="white", zorder=4)
-            axes.plot(*anchors_K2[index], "o", color="none", markersize=17, markeredgecolor="#111111", zorder=5)
-        axes.set_xlabel(f"First principal component ({100 * shares[0]:.1f}% of the variance)", labelpad=7)
-        axes.set_ylabel(f"Second principal component ({100 * shares[1]:.1f}%)", labelpad=6)
-        legend = figure.legend(
-            *axes.get_legend_handles_labels(),
-            loc="lower left",
-            bbox_to_anchor=(0.06, 0, 0.92, 0.1),
-            mode="expand",
-            ncols=2,
-            frameon=False,
-            markerscale=1.8,
-            handletextpad=0.3,
-        )
-        for text in legend.get_texts():
-            # A class may be called "$x"; that is no formula.
-            text.set_parse_math(False)
+            dots = of_class[::every].T
+            axes.plot(*dots, look.marker, color=look.colour, markersize=4.2, alpha=0.6, markeredgewidth=0)
+        # Over all dots, also those of the classes that come later.
+        for index in range(len(class_names)):
+            look = class_look(index)
+            anchor = anchors_K2[index]
+            axes.plot(*anchor, look.marker, color=look.colour, markersize=9, markeredgecolor="white", zorder=4)
+            axes.plot(*anchor, "o", color="none", markersize=18, markeredgecolor="#111111", zorder=5)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.set_xlabel(f"Component 1 ({100 * shares[0]:.1f}% of the variance)", labelpad=8)
+        axes.set_ylabel(f"Component 2 ({100 * shares[1]:.1f}% of the variance)", labelpad=8)
         return _to_svg(figure, key, label)
 
 

@@ -287,7 +287,7 @@ def bands_table(distribution: Json, yields: list[Json], tails: str) -> Table:
         Column("z", "z", numeric=False),
         Column("Tweets", "tweets"),
         Column("Share %", "share %"),
-        Column("Normal curve %", "normal %"),
+        Column("Normal %", "normal %"),
         Column("Mined", "mined"),
     )
     counts, shares, normal = (distribution.get(key) or {} for key in ("band_counts", "band_shares", "normal_shares"))
@@ -348,13 +348,9 @@ def summary_sentences(findings: Findings) -> list[str]:
     counts = findings.part("counts")
     sentences = []
     if counts.get("read") is not None:
-        details = [
-            f"{whole(counts[key])} {word}"
-            for key, word in (("rejected", "rejected"), ("copies", "copies of another tweet"))
-            if counts.get(key)
-        ]
-        aside = f" ({', '.join(details)})" if details else ""
-        sentences.append(f"{counted(counts['read'], 'tweet was', 'tweets were')} read{aside}.")
+        rejected = f", {whole(counts['rejected'])} of them rejected" if counts.get("rejected") else ""
+        copies = f"; {whole(counts['copies'])} of the others repeat a text" if counts.get("copies") else ""
+        sentences.append(f"{counted(counts['read'], 'tweet was', 'tweets were')} read{rejected}{copies}.")
     if findings.distributions:
         num_positives = sum(row.get("num_positives") or 0 for row in findings.distributions)
         positives = counted(num_positives, "positive", "positives")
@@ -399,11 +395,11 @@ def print_report(console: Console, workdir: Workdir, *, per_band: int = 3) -> No
     sentences = summary_sentences(findings) or ["Nothing has been mined here yet."]
     console.print(Text(" ".join(sentences), style="bold"))
     if findings.distributions:
-        console.print(_render(distributions_table(findings.distributions, findings.weak_auc), console.width))
+        _print_distributions(console, findings)
     if findings.entries("yield") or findings.entries("forecast"):
-        console.print(_render(yield_table(findings.entries("yield"), findings.entries("forecast")), console.width))
+        _print_table(console, yield_table(findings.entries("yield"), findings.entries("forecast")))
     if findings.entries("sets"):
-        console.print(_render(sets_table(findings.entries("sets")), console.width))
+        _print_table(console, sets_table(findings.entries("sets")))
     if findings.negatives is not None and per_band > 0:
         _print_negatives(console, findings, per_band)
     for warning in findings.entries("warnings"):
@@ -413,6 +409,25 @@ def print_report(console: Console, workdir: Workdir, *, per_band: int = 3) -> No
         console.print(Text(speed))
     # A path broken over two lines cannot be copied.
     console.print(Text(plain_line(f"report: {workdir.report}", 4_096), style="bold"), soft_wrap=True)
+
+
+def _print_distributions(console: Console, findings: Findings) -> None:
+    """Print the distributions as one table, or as two where one would be too wide to read."""
+    table = distributions_table(findings.distributions, findings.weak_auc)
+    unlimited = console.options.update(width=10_000)
+    if console.measure(_render(table, console.width), options=unlimited).maximum <= console.width:
+        _print_table(console, table)
+        return
+    middle = len(table.columns) - len(BANDS)
+    _print_table(console, Table(table.caption, table.columns[:middle], tuple(row[:middle] for row in table.rows)))
+    columns = (table.columns[0], *table.columns[middle:])
+    shares = tuple((row[0], *row[middle:]) for row in table.rows)
+    _print_table(console, Table("Share of the tweets in each band", columns, shares))
+
+
+def _print_table(console: Console, table: Table) -> None:
+    console.print()
+    console.print(_render(table, console.width))
 
 
 def _render(table: Table, width: int) -> RichTable:
@@ -459,12 +474,12 @@ def _print_negatives(console: Console, findings: Findings, per_band: int) -> Non
             console.print(Text(plain_name(name), style="underline"))
         for band, rows in samples.items():
             for row in rows:
-                console.print(_negative_line(band, row, console.width))
+                console.print(_negative_line(band, row, console.width), no_wrap=True, overflow="ellipsis")
     console.print()
 
 
 def _negative_line(band: int, row: Json, width: int) -> Text:
-    line = Text(no_wrap=True, overflow="ellipsis")
+    line = Text()
     line.append(f"{BAND_NAMES[band]:>4}", style=_BAND_STYLES[band])
     line.append(f" {decimal(row['z'], 2, signed=True):>6} {decimal(row['cosine']):>6}  ", style="dim")
     line.append(plain_line(row["text"] or "", width))
