@@ -39,7 +39,8 @@ class CorpusConfig(Section):
     )
     text: str | None = Field(None, description="column of the text; None: found by the format's usual names")
     id: tuple[str, ...] | None = Field(
-        None, description="column(s) of the identifier, joined by ':'; None: found by name, else source:line"
+        None,
+        description="column(s) of the identifier, joined by ':'; []: file:line; None: found by name, else file:line",
     )
     keep: tuple[str, ...] = Field((), description="further columns to carry along, as text")
     rows_per_shard: int = Field(16_384, ge=1, le=1_000_000, description="rows of one shard, the unit of work")

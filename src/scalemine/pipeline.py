@@ -145,8 +145,8 @@ def run_import(run: Run) -> Corpus:
     duplicates = corpus.counts["rejected_by_reason"].get("duplicate id", 0)
     if duplicates > corpus.counts["read"] // 100:
         run.warn(
-            f"{duplicates:,} of {corpus.counts['read']:,} rows were rejected for an id that came before; if ids are "
-            f"unique only within a source, name both columns: corpus.id: [source, id]"
+            f"{duplicates:,} of {corpus.counts['read']:,} rows were rejected for an id that came before; if those "
+            f"are other tweets, set corpus.id to columns that are unique together, or to [] for file:line"
         )
     return corpus
 

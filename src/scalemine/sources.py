@@ -523,7 +523,7 @@ def _choose_columns(source: Source, config: CorpusConfig, names: list[str]) -> _
     text = config.text or next((name for name in TEXT_NAMES if name in names), None)
     if text is None:
         raise InputError(f"{source.uri}: no text column found; set corpus.text to one of: {_name_list(names)}")
-    ids = config.id or tuple(name for name in ID_NAMES if name in names)[:1]
+    ids = tuple(name for name in ID_NAMES if name in names)[:1] if config.id is None else config.id
     for key, name in [("corpus.text", text), *(("corpus.id", name) for name in ids)]:
         if name not in names:
             near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
