@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 the run failed; 2 the input or configuration is wrong; 75 
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -310,6 +311,9 @@ def main() -> None:
     from scalemine.executor import Stopped
 
     _set_up_logging()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a tweet may hold what a terminal's encoding does not
     try:
         app()
     except InputError as error:

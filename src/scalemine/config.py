@@ -10,6 +10,7 @@ import difflib
 import re
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -49,6 +50,14 @@ class CorpusConfig(Section):
     max_ratio: float = Field(200.0, gt=1, description="a file that decompresses to more times its size is given up")
 
     _lists = field_validator("uri", "id", "keep", mode="before")(_as_list)
+
+    @field_validator("uri")
+    @classmethod
+    def _no_secrets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        # The configuration is written into the workdir and the report.
+        if any(urlsplit(uri).password for uri in value):
+            raise ValueError("expected no password in a URI, got one; give credentials by the environment instead")
+        return value
 
 
 class PositivesConfig(Section):

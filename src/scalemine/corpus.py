@@ -325,19 +325,18 @@ def _add_up(database: duckdb.DuckDBPyConnection, names: Sequence[str], tallies: 
     totals = {key: sum(source[key] for source in by_source.values()) for key in ("read", "accepted", "rejected")}
     assert totals["rejected"] == reasons.total(), (totals, reasons)
     [(copies,)] = database.execute("SELECT coalesce(sum(rows - 1), 0)::BIGINT FROM copied").fetchall()
-    return {**totals, "rejected_by_reason": dict(reasons.most_common()), "copies": copies, "by_source": by_source}
+    return {**totals, "rejected_by_reason": dict(reasons.most_common()), "copies": copies, "by_source": by_source, "warnings": []}
 
 
 def _check_usable(config: CorpusConfig, stage: Stage, counts: dict[str, Any]) -> None:
     """Refuse a corpus without a usable row, and warn of one whose ids look wrong."""
     late = counts["rejected_by_reason"].get(DUPLICATE_ID, 0)
     if late > _MANY_DUPLICATES * counts["read"]:
-        log.warning(
-            "%d of %d records have an id that was there before; if an id is unique only within something, "
-            "such as its source, name both columns in corpus.id",
-            late,
-            counts["read"],
+        counts["warnings"].append(
+            f"{late} of {counts['read']} records have an id that was there before and were rejected; if they are other "
+            f"tweets, set corpus.id to columns that are unique together, or to [] for file:line"
         )
+        log.warning(counts["warnings"][-1])
     if counts["accepted"]:
         return
     where = f"corpus.uri {', '.join(config.uri)}: empty corpus"

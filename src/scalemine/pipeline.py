@@ -142,12 +142,7 @@ def run_import(run: Run) -> Corpus:
         advance = stack.enter_context(run.show("import", None))
         corpus = import_corpus(run.config.corpus, run.workdir.corpus, redo=run.redo, on_rows=advance)
     run.facts["corpus"] = corpus.counts
-    duplicates = corpus.counts["rejected_by_reason"].get("duplicate id", 0)
-    if duplicates > corpus.counts["read"] // 100:
-        run.warn(
-            f"{duplicates:,} of {corpus.counts['read']:,} rows were rejected for an id that came before; if those "
-            f"are other tweets, set corpus.id to columns that are unique together, or to [] for file:line"
-        )
+    run.warnings += corpus.counts["warnings"]
     return corpus
 
 

@@ -40,14 +40,14 @@ _BAND_TITLES = {
 }
 _COUNT_LABELS = {
     "read": "Tweets read",
-    "accepted": "accepted",
-    "rejected": "rejected",
-    "copies": "repeat the text of another",
-    "rows": "rows of the corpus",
-    "distinct": "distinct texts, each encoded once",
-    "cut": "texts cut at the encoder's limit",
-    "tokens": "tokens encoded",
-    "quarantined": "rows that could not be encoded",
+    "accepted": "Accepted",
+    "rejected": "Rejected",
+    "copies": "Copies: tweets that repeat a text",
+    "rows": "Rows of the corpus",
+    "distinct": "Distinct texts, each encoded once",
+    "cut": "Texts cut at the encoder's limit",
+    "tokens": "Tokens encoded",
+    "quarantined": "Rows that could not be encoded",
 }
 _ENCODER_LABELS = {
     "model": "Model",

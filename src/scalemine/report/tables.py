@@ -276,7 +276,7 @@ def sets_table(sets: list[Json]) -> Table:
         )
         for entry in sets
     )
-    return Table("Training and test sets", columns, rows)
+    return Table("Positives and negatives of each set", columns, rows)
 
 
 def bands_table(distribution: Json, yields: list[Json], tails: str) -> Table:

@@ -1,0 +1,228 @@
+"""Mining against its peers, side by side in one run: medians, and ratios.
+
+    python benchmarks/mining.py [encode] [bands] [loop] [memory] [--rounds 3]
+
+- encode: our encoder against SentenceTransformer.encode, same model, same tweets;
+- bands: the band pass over cached embeddings against one read of a float32 array of the same shape;
+- loop: the published procedure (class by class: encode one tweet, compare, keep or not, until the class is full)
+  against `mine`, for 864 negatives in all, at each band;
+- memory: peak memory of `scalemine mine` at 275,000 and at 1,100,000 tweets (about half an hour).
+
+Tweets come from SCALEMINE_DATA (default ../shared/data); where that is absent, from the invented sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import yaml
+
+from scalemine.config import Config, EncoderConfig
+from scalemine.executor import InlineExecutor
+from scalemine.mining.encoder import find_model, load_encoder
+from scalemine.mining.similarity import anchor_grid, count_steps, similarities
+from scalemine.pipeline import Run, run_mine
+from scalemine.sample import write_sample
+
+CORES = os.cpu_count() or 1
+NUM_NEGATIVES = 864
+PARTS = ("encode", "bands", "loop", "memory")
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """Return how long an action takes."""
+    started = time.perf_counter()
+    action()
+    return time.perf_counter() - started
+
+
+def data_paths(folder: Path) -> tuple[pa.Table, Path, str]:
+    """Return a corpus table with distinct ids, the positives' file, and its class column."""
+    data = Path(os.environ.get("SCALEMINE_DATA", "../shared/data"))
+    if (data / "corpus.parquet").exists():
+        texts = pq.read_table(data / "corpus.parquet", columns=["text"])["text"].to_pylist()
+        positives = data / "crisis_spans_train.parquet"
+    else:
+        files = write_sample(folder / "sample", num_tweets=20_000)
+        from scalemine.config import CorpusConfig
+        from scalemine.corpus import import_corpus
+
+        corpus = import_corpus(CorpusConfig(uri=(str(files.corpus),)), folder / "imported")
+        texts = [text for shard in corpus.shards for text in corpus.read(shard)["text"].to_pylist()]
+        positives = files.positives
+        print("(the real tweets are absent: measured on the invented sample)")
+    order = np.random.default_rng(11).permutation(len(texts))
+    shuffled = [texts[i] for i in order]
+    return pa.table({"id": [f"t{i}" for i in range(len(shuffled))], "text": shuffled}), positives, "type"
+
+
+def sentence_transformer() -> object:
+    """Return the peer, on the model that we use."""
+    from sentence_transformers import SentenceTransformer
+
+    return SentenceTransformer(str(find_model(EncoderConfig())), device="cpu")
+
+
+def bench_encode(corpus: pa.Table, rounds: int) -> None:
+    """Print tweets per second of the peer and of ours."""
+    texts = corpus["text"].slice(0, 3_000).to_pylist()
+    peer = sentence_transformer()
+    ours = {name: load_encoder(EncoderConfig(), precision=name, threads=CORES) for name in ("bfloat16", "float32")}
+    torch.set_num_threads(CORES)
+    actions = {"SentenceTransformer.encode": lambda: peer.encode(texts, batch_size=32, normalize_embeddings=True)}
+    actions |= {f"scalemine {name}": lambda e=encoder: e.encode_texts(texts) for name, encoder in ours.items()}
+    for action in actions.values():
+        action()
+    times: dict[str, list[float]] = {name: [] for name in actions}
+    for _ in range(rounds):
+        for name, action in actions.items():
+            times[name].append(seconds(action))
+    base = times["SentenceTransformer.encode"]
+    for name, taken in times.items():
+        ratios = [b / t for b, t in zip(base, taken, strict=True)]
+        print(
+            f"encode  {name:28} {len(texts) / statistics.median(taken):7.0f} tweets/s  x{statistics.median(ratios):.2f}"
+        )
+
+
+def bench_bands(rounds: int) -> None:
+    """Print the time of the band pass and of one read of float32 of the same shape."""
+    torch.set_num_threads(CORES)
+    rng = np.random.default_rng(0)
+    for dim in (384, 768):
+        wide = rng.standard_normal((500_000, dim), dtype=np.float32)
+        wide /= np.linalg.norm(wide, axis=1, keepdims=True)
+        stored, tensor = wide.astype(np.float16), torch.from_numpy(wide)
+        grid = anchor_grid(rng.standard_normal((6, dim), dtype=np.float32))
+
+        def band_pass(stored: np.ndarray = stored, grid: np.ndarray = grid) -> None:
+            count_steps(similarities(stored, grid))
+
+        reads, passes, ratios = [], [], []
+        for _ in range(max(5, rounds)):
+            reads.append(seconds(tensor.sum))
+            passes.append(seconds(band_pass))
+            ratios.append(passes[-1] / reads[-1])
+        print(
+            f"bands   d={dim}: read {1e3 * statistics.median(reads):.1f} ms ({CORES} threads), band pass "
+            f"{1e3 * statistics.median(passes):.1f} ms, ratio {statistics.median(ratios):.2f}"
+        )
+
+
+def bench_loop(corpus: pa.Table, positives: Path, class_column: str, folder: Path) -> None:
+    """Print the time of the published procedure and of ours, per band."""
+    table = pq.read_table(positives)
+    names = sorted(set(table[class_column].to_pylist()))
+    per_class = NUM_NEGATIVES // len(names)
+    peer = sentence_transformer()
+    torch.set_num_threads(CORES)
+    vectors = peer.encode(table["text"].to_pylist(), normalize_embeddings=True)
+    labels = np.array(table[class_column].to_pylist())
+    sample = peer.encode(corpus["text"].slice(0, 3_000).to_pylist(), normalize_embeddings=True)
+    texts = corpus["text"].to_pylist()
+    for band in (1, 2, 3):
+        started, used = time.perf_counter(), 0
+        for name in names:  # anchors and moments are given to it for nothing
+            anchor = vectors[labels == name].mean(axis=0)
+            anchor /= np.linalg.norm(anchor)
+            scores = sample @ anchor
+            mean, std, kept = scores.mean(), scores.std(), 0
+            for position, text in enumerate(texts):
+                z = abs(float(peer.encode([text], normalize_embeddings=True)[0] @ anchor) - mean) / std
+                kept += band - 1 <= z < band
+                if kept == per_class:
+                    break
+            used = max(used, position + 1)
+        loop = time.perf_counter() - started
+        stream = folder / f"stream-{band}.parquet"
+        pq.write_table(corpus.slice(0, used * 5 // 4 + 500), stream)
+        config = Config.model_validate(
+            {
+                "workdir": folder / f"loop-{band}",
+                "corpus": {"uri": str(stream)},
+                "positives": {"uri": str(positives), "class_name": class_column},
+                "mining": {"bands": [band], "per_class": per_class},
+            }
+        )
+        cold = Run(config, InlineExecutor())
+        found = run_mine(cold).num_rows
+        steps = {name: cold.seconds[name] for name in ("embed", "similarities", "negatives")}
+        whole, mining = sum(cold.seconds.values()), sum(steps.values())
+        chosen = steps["similarities"] + steps["negatives"]
+        print(
+            f"loop    band {band}: published {loop:.1f} s; ours, same stream ({used * 5 // 4 + 500} tweets), {found} "
+            f"negatives: all steps {whole:.1f} s x{loop / whole:.1f}, embed and choose {mining:.1f} s x{loop / mining:.1f}, "
+            f"choose from embeddings {chosen:.1f} s x{loop / chosen:.1f}"
+        )
+
+
+def bench_memory(corpus: pa.Table, positives: Path, class_column: str, folder: Path) -> None:
+    """Print the peak memory of `scalemine mine` for a corpus and for one four times its size."""
+    texts = corpus["text"].to_pylist()
+    peaks = []
+    for copies in (1, 4):
+        uri = folder / f"times-{copies}.parquet"
+        many = [text if not n else f"{n} {text}" for n in range(copies) for text in texts]
+        pq.write_table(pa.table({"id": [f"t{i}" for i in range(len(many))], "text": many}), uri)
+        rows = len(many)
+        del many
+        config = {
+            "workdir": str(folder / f"memory-{copies}"),
+            "corpus": {"uri": str(uri)},
+            "positives": {"uri": str(positives), "class_name": class_column},
+            # Short, so that it ends today; memory hangs on the batch, which is counted in tokens.
+            "encoder": {"max_length": 12},
+        }
+        path = folder / f"memory-{copies}.yaml"
+        path.write_text(yaml.safe_dump(config))
+        code = (
+            "import resource, subprocess, sys; r = subprocess.run([sys.executable, '-m', 'scalemine', 'mine', sys.argv[1]],"
+            " stdout=subprocess.DEVNULL); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(r.returncode)"
+        )
+        started = time.perf_counter()
+        done = subprocess.run([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True, check=True)
+        peaks.append(int(done.stdout.split()[-1]) / 1024)
+        print(f"memory  {rows:,} tweets: peak {peaks[-1]:,.0f} MiB, {time.perf_counter() - started:.0f} s", flush=True)
+    print(f"memory  ratio {peaks[1] / peaks[0]:.3f}")
+
+
+def main() -> None:
+    """Run the parts named on the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all but memory by default")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    parts = arguments.parts or PARTS[:-1]
+    if unknown := set(parts) - set(PARTS):
+        parser.error(f"unknown part {', '.join(sorted(unknown))}; expected {', '.join(PARTS)}")
+    print(
+        f"{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, {CORES} cores, torch {torch.__version__}"
+    )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        corpus, positives, class_column = data_paths(folder)
+        if "encode" in parts:
+            bench_encode(corpus, arguments.rounds)
+        if "bands" in parts:
+            bench_bands(arguments.rounds)
+        if "loop" in parts:
+            bench_loop(corpus, positives, class_column, folder)
+        if "memory" in parts:
+            bench_memory(corpus, positives, class_column, folder)
+
+
+if __name__ == "__main__":
+    main()
