@@ -39,6 +39,12 @@ from scalemine.sample import write_sample
 
 CORES = os.cpu_count() or 1
 NUM_NEGATIVES = 864
+# A process of its own, so that its children's peak is that of one run.
+MEASURE = """
+import resource, subprocess, sys
+subprocess.run([sys.executable, "-m", "scalemine", "mine", sys.argv[1]], stdout=subprocess.DEVNULL, check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 PARTS = ("encode", "bands", "loop", "memory")
 
 
@@ -140,12 +146,14 @@ def bench_loop(corpus: pa.Table, positives: Path, class_column: str, folder: Pat
             anchor /= np.linalg.norm(anchor)
             scores = sample @ anchor
             mean, std, kept = scores.mean(), scores.std(), 0
-            for position, text in enumerate(texts):
+            for position, text in enumerate(texts, start=1):
                 z = abs(float(peer.encode([text], normalize_embeddings=True)[0] @ anchor) - mean) / std
                 kept += band - 1 <= z < band
                 if kept == per_class:
+                    used = max(used, position)
                     break
-            used = max(used, position + 1)
+            else:
+                used = len(texts)
         loop = time.perf_counter() - started
         stream = folder / f"stream-{band}.parquet"
         pq.write_table(corpus.slice(0, used * 5 // 4 + 500), stream)
@@ -162,11 +170,9 @@ def bench_loop(corpus: pa.Table, positives: Path, class_column: str, folder: Pat
         steps = {name: cold.seconds[name] for name in ("embed", "similarities", "negatives")}
         whole, mining = sum(cold.seconds.values()), sum(steps.values())
         chosen = steps["similarities"] + steps["negatives"]
-        print(
-            f"loop    band {band}: published {loop:.1f} s; ours, same stream ({used * 5 // 4 + 500} tweets), {found} "
-            f"negatives: all steps {whole:.1f} s x{loop / whole:.1f}, embed and choose {mining:.1f} s x{loop / mining:.1f}, "
-            f"choose from embeddings {chosen:.1f} s x{loop / chosen:.1f}"
-        )
+        print(f"loop    band {band}: published {loop:.1f} s for {per_class * len(names)} negatives from {used} tweets")
+        for what, taken in (("all steps", whole), ("embed and choose", mining), ("choose from embeddings", chosen)):
+            print(f"          ours, {found} negatives, {what:22} {taken:6.1f} s  x{loop / taken:.1f}")
 
 
 def bench_memory(corpus: pa.Table, positives: Path, class_column: str, folder: Path) -> None:
@@ -188,12 +194,9 @@ def bench_memory(corpus: pa.Table, positives: Path, class_column: str, folder: P
         }
         path = folder / f"memory-{copies}.yaml"
         path.write_text(yaml.safe_dump(config))
-        code = (
-            "import resource, subprocess, sys; r = subprocess.run([sys.executable, '-m', 'scalemine', 'mine', sys.argv[1]],"
-            " stdout=subprocess.DEVNULL); print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss); sys.exit(r.returncode)"
-        )
         started = time.perf_counter()
-        done = subprocess.run([sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, text=True, check=True)
+        command = [sys.executable, "-c", MEASURE, str(path)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         peaks.append(int(done.stdout.split()[-1]) / 1024)
         print(f"memory  {rows:,} tweets: peak {peaks[-1]:,.0f} MiB, {time.perf_counter() - started:.0f} s", flush=True)
     print(f"memory  ratio {peaks[1] / peaks[0]:.3f}")
@@ -208,9 +211,7 @@ def main() -> None:
     parts = arguments.parts or PARTS[:-1]
     if unknown := set(parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}; expected {', '.join(PARTS)}")
-    print(
-        f"{time.strftime('%Y-%m-%d')}, {platform.processor() or platform.machine()}, {CORES} cores, torch {torch.__version__}"
-    )
+    print(f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {CORES} cores, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         corpus, positives, class_column = data_paths(folder)

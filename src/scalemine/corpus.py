@@ -325,7 +325,13 @@ def _add_up(database: duckdb.DuckDBPyConnection, names: Sequence[str], tallies: 
     totals = {key: sum(source[key] for source in by_source.values()) for key in ("read", "accepted", "rejected")}
     assert totals["rejected"] == reasons.total(), (totals, reasons)
     [(copies,)] = database.execute("SELECT coalesce(sum(rows - 1), 0)::BIGINT FROM copied").fetchall()
-    return {**totals, "rejected_by_reason": dict(reasons.most_common()), "copies": copies, "by_source": by_source, "warnings": []}
+    return {
+        **totals,
+        "rejected_by_reason": dict(reasons.most_common()),
+        "copies": copies,
+        "by_source": by_source,
+        "warnings": [],
+    }
 
 
 def _check_usable(config: CorpusConfig, stage: Stage, counts: dict[str, Any]) -> None:

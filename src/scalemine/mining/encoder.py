@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import shutil
+import threading
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +69,7 @@ class Encoder:
         self._transformer = model[0].auto_model
         self._head = list(model.children())[1:]
         self._tokenizer = model.tokenizer
+        self._tokenizer_lock = threading.Lock()  # cutting is a state of the tokeniser
         self._prompt = model.prompts.get(model.default_prompt_name, "") if model.default_prompt_name else ""
         self._lower_case = bool(getattr(model[0], "do_lower_case", False))
         self._normalise: Callable[[str], str] = normaliser(config.normaliser)
@@ -96,6 +98,10 @@ class Encoder:
         if not texts:
             return Tokens([], 0)
         prepared = [self._prompt + (text.lower() if self._lower_case else text) for text in texts]
+        with self._tokenizer_lock:
+            return self._tokenise(prepared)
+
+    def _tokenise(self, prepared: list[str]) -> Tokens:
         ids = self._tokenizer(prepared, truncation=False, return_attention_mask=False, verbose=False)["input_ids"]
         long = [row for row, tokens in enumerate(ids) if len(tokens) > self.max_length]
         if long:

@@ -1,0 +1,302 @@
+from __future__ import annotations
+
+import pickle
+from functools import partial
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mining import oracles
+
+from scalemine.config import EncoderConfig
+from scalemine.executor import InlineExecutor
+from scalemine.mining import embeddings as module
+from scalemine.mining.embeddings import (
+    Embeddings,
+    ShardEncoder,
+    Similarities,
+    encode_corpus,
+    encoder_loader,
+    matrix,
+    matrix_column,
+    read_arrow,
+    score,
+    score_corpus,
+    write_arrow,
+    write_quarantine,
+)
+from scalemine.mining.sampling import row_keys
+from scalemine.mining.similarity import anchor_grid, similarities
+
+DIM = oracles.FakeEncoder.dim
+# Copies of one text, with other spaces around it as well, and an empty line's worth of a tweet.
+TEXTS = [f"tweet {i % 17} on the storm" if i % 5 else f" tweet {i % 17} on the storm " for i in range(40)] + ["long one"]
+IDS = [f"id{i}" for i in range(len(TEXTS))]
+GRID = anchor_grid(oracles.unit_rows(np.random.default_rng(1), 3, DIM))
+
+
+@pytest.fixture
+def corpus(tmp_path):
+    return oracles.make_corpus(tmp_path, IDS, TEXTS, 9)
+
+
+@pytest.fixture
+def notes(tmp_path):
+    return tmp_path / "notes"
+
+
+@pytest.fixture
+def files(tmp_path, corpus):
+    return Embeddings(oracles.make_stage(tmp_path / "embeddings"), corpus)
+
+
+@pytest.fixture
+def scored(tmp_path, corpus):
+    return Similarities(oracles.make_stage(tmp_path / "similarities"), corpus)
+
+
+def encode(corpus, files, notes, *, scoring=None, on_rows=None, **fake):
+    load = partial(oracles.FakeEncoder, notes, **fake)
+    return encode_corpus(load, corpus, InlineExecutor(), embeddings=files, scoring=scoring, on_rows=on_rows)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 20), st.integers(1, 5), st.sampled_from(["f2", "i2", "f4"]), st.data())
+def test_matrix_column_round_trip(num_rows, width, kind, data):
+    values = np.arange(num_rows * width).reshape(num_rows, width).astype(kind)
+    valid = np.array(data.draw(st.lists(st.booleans(), min_size=num_rows, max_size=num_rows)), bool)
+    column = matrix_column(values, valid)
+    assert column.null_count == (~valid).sum()
+    assert column.to_pylist() == [row.tolist() if ok else None for row, ok in zip(values, valid, strict=True)]
+    start = data.draw(st.integers(0, num_rows))
+    stop = data.draw(st.integers(start, num_rows))
+    for found, rows in (
+        (pa.chunked_array([column]), slice(None)),
+        (pa.chunked_array([column]).slice(start, stop - start), slice(start, stop)),
+        (pa.chunked_array([column[:start], column[start:]]), slice(None)),
+    ):
+        back, ok = matrix(found)
+        assert back.dtype == values.dtype
+        assert np.array_equal(ok, valid[rows])
+        assert np.array_equal(back[ok], values[rows][valid[rows]])
+
+
+def test_matrix_column_of_a_transposed_matrix():
+    values = np.arange(6, dtype=np.int16).reshape(2, 3).T
+    assert matrix_column(values, np.ones(3, bool)).to_pylist() == [[0, 3], [1, 4], [2, 5]]
+
+
+def test_arrow_file_round_trip(tmp_path):
+    values = np.arange(20, dtype=np.float16).reshape(5, 4)
+    valid = np.array([True, False, True, True, False])
+    table = pa.table({"id": list("abcde"), "vector": matrix_column(values, valid)})
+    write_arrow(tmp_path / "sub" / "x.arrow", table)
+    assert [path.name for path in (tmp_path / "sub").iterdir()] == ["x.arrow"]
+    back = read_arrow(tmp_path / "sub" / "x.arrow")
+    assert back["id"].to_pylist() == list("abcde")
+    found, ok = matrix(back["vector"])
+    assert np.array_equal(ok, valid)
+    assert np.array_equal(found[ok], values[valid])
+
+
+def test_vectors_keep_the_order_of_the_corpus(corpus, files, notes):
+    assert len(corpus.shards) > 3
+    assert encode(corpus, files, notes) == len(TEXTS)
+    for shard in corpus.shards:
+        rows = corpus.read(shard).to_pylist()
+        vectors, valid = files.vectors(shard)
+        assert vectors.dtype == np.float16
+        assert valid.all()
+        expected = [oracles.fake_vector(row["text"].strip(), DIM).astype(np.float16) for row in rows]
+        assert np.array_equal(vectors, expected)
+        assert files.read(shard)["id"].to_pylist() == [row["id"] for row in rows]
+    assert files.missing() == []
+
+
+def test_copies_are_encoded_once_per_shard(corpus, files, notes):
+    encode(corpus, files, notes)
+    per_shard = [{text.strip() for text in corpus.read(shard)["text"].to_pylist()} for shard in corpus.shards]
+    assert oracles.noted(notes) == sorted(text for texts in per_shard for text in texts)
+    for shard, texts in zip(corpus.shards, per_shard, strict=True):
+        facts = files.facts(shard)
+        assert facts["distinct"] == len(texts) < shard.num_rows or shard == corpus.shards[-1]
+        assert facts["rows"] == shard.num_rows
+        assert facts["tokens"] == sum(len(text) for text in texts)
+        assert facts["cut"] == sum("long" in text for text in texts)
+        assert (facts["precision"], facts["device"], facts["quarantined"]) == ("float32", "cpu", [])
+    # Exact copies share a shard, so only their variants are met again.
+    assert len(oracles.noted(notes)) <= len(set(TEXTS))
+
+
+def test_one_worker_loads_the_encoder_once(corpus, files, notes):
+    encode(corpus, files, notes)
+    assert notes.read_text().count("\tloaded") == 1
+
+
+def test_resume_does_only_what_is_missing(corpus, files, notes):
+    encode(corpus, files, notes)
+    before = {shard.name: files.path(shard).read_bytes() for shard in corpus.shards}
+    notes.write_text("")
+    assert encode(corpus, files, notes) == 0
+    assert notes.read_text() == ""
+    unfinished, torn = corpus.shards[1], corpus.shards[2]
+    files.path(unfinished).with_suffix(".arrow.json").unlink()
+    files.path(torn).write_bytes(before[torn.name][:100])
+    assert {shard.name for shard in files.missing()} == {unfinished.name, torn.name}
+    counted = []
+    assert encode(corpus, files, notes, on_rows=counted.append) == unfinished.num_rows + torn.num_rows
+    assert sorted(counted) == sorted([unfinished.num_rows, torn.num_rows])
+    texts = [{text.strip() for text in corpus.read(shard)["text"].to_pylist()} for shard in (unfinished, torn)]
+    assert oracles.noted(notes) == sorted([*texts[0], *texts[1]])
+    assert {shard.name: files.path(shard).read_bytes() for shard in corpus.shards} == before
+
+
+def test_missing_are_the_largest_first(corpus, files):
+    sizes = [shard.num_rows for shard in files.missing()]
+    assert sizes == sorted(sizes, reverse=True)
+    assert len(sizes) == len(corpus.shards)
+
+
+def test_shard_of_other_content_is_missing(corpus, files, notes, tmp_path):
+    encode(corpus, files, notes)
+    other = oracles.make_corpus(tmp_path / "other", IDS, [text.upper() for text in TEXTS], 9)
+    assert len(Embeddings(files.stage, other).missing()) == len(other.shards)
+
+
+POISON = ("tweet 3 on the storm", "tweet 8 on the storm")
+
+
+def test_rows_that_break_the_worker_go_to_quarantine(corpus, files, notes, tmp_path):
+    counted = []
+    assert encode(corpus, files, notes, poison=POISON, on_rows=counted.append) == len(TEXTS)
+    assert sum(counted) == len(TEXTS)
+    bad = [(shard, row) for shard in corpus.shards for row, found in enumerate(rows_of(corpus, shard)) if broken(found)]
+    assert len(bad) > 2
+    for shard in corpus.shards:
+        vectors, valid = files.vectors(shard)
+        for row, found in enumerate(rows_of(corpus, shard)):
+            assert valid[row] != broken(found)
+            if valid[row]:
+                expected = oracles.fake_vector(found["text"].strip(), DIM).astype(np.float16)
+                assert np.array_equal(vectors[row], expected)
+        assert files.read(shard)["vector"].null_count == sum(broken(found) for found in rows_of(corpus, shard))
+    path = tmp_path / "quarantine.parquet"
+    assert write_quarantine(files, path) == len(bad)
+    table = pq.read_table(path).to_pylist()
+    assert [(row["shard"], row["row"]) for row in table] == [(shard.name, row) for shard, row in bad]
+    assert [row["id"] for row in table] == [rows_of(corpus, shard)[row]["id"] for shard, row in bad]
+    for row in table:
+        assert "Traceback" in row["error"]
+        assert "cannot digest" in row["error"]
+    # Nothing is left to do, and the poison is not tried again.
+    assert encode(corpus, files, notes, poison=POISON) == 0
+
+
+def rows_of(corpus, shard):
+    return corpus.read(shard).to_pylist()
+
+
+def broken(row):
+    return row["text"].strip() in POISON
+
+
+def test_find_poison_finds_two_rows_and_no_other(tmp_path, notes):
+    texts = [f"tweet {i}" for i in range(13)]
+    corpus = oracles.make_corpus(tmp_path, IDS[:13], texts, 100)
+    worker = partial(ShardEncoder, partial(oracles.FakeEncoder, notes, poison=("tweet 4", "tweet 12")), corpus, None, None)
+    found = module._find_poison(InlineExecutor(), worker, corpus.shards[0])
+    assert [row for row, _ in found] == [4, 12]
+    assert "'tweet 4'" in found[0][1]
+    assert "'tweet 12'" in found[1][1]
+
+
+def test_shard_of_poison_alone(tmp_path, notes):
+    corpus = oracles.make_corpus(tmp_path, IDS[:2], ["bad", "worse"], 100)
+    files = Embeddings(oracles.make_stage(tmp_path / "embeddings"), corpus)
+    encode(corpus, files, notes, poison=("bad", "worse"))
+    assert files.vectors(corpus.shards[0])[1].tolist() == [False, False]
+    assert write_quarantine(files, tmp_path / "quarantine.parquet") == 2
+
+
+def test_no_quarantine_no_file(corpus, files, notes, tmp_path):
+    encode(corpus, files, notes)
+    assert write_quarantine(files, tmp_path / "quarantine.parquet") == 0
+    assert not (tmp_path / "quarantine.parquet").exists()
+
+
+def test_shard_that_fails_though_its_rows_do_not(corpus, files, notes):
+    with pytest.raises(RuntimeError, match="though each of its rows can be encoded") as caught:
+        encode(corpus, files, notes, most_texts=3)
+    assert "too many texts at once" in str(caught.value)
+
+
+def test_shard_that_cannot_be_written(corpus, files, notes, monkeypatch):
+    def full(*_, **__):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Embeddings, "write", full)
+    with pytest.raises(RuntimeError, match="no space left on device"):
+        encode(corpus, files, notes)
+
+
+def test_shard_that_fails_also_without_its_poison(corpus, files, notes, monkeypatch):
+    def full(*_, **__):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(Embeddings, "write", full)
+    with pytest.raises(RuntimeError, match="fails also without rows"):
+        encode(corpus, files, notes, poison=tuple({text.strip() for text in TEXTS} - {"long one"}))
+
+
+def test_score_is_key_and_similarity():
+    vectors = oracles.unit_rows(np.random.default_rng(2), 6, DIM).astype(np.float16)
+    valid = np.array([True, True, False, True, True, True])
+    table = score(pa.chunked_array([IDS[:6]]), vectors, valid, GRID)
+    assert table["key"].to_pylist() == row_keys(IDS[:6]).tolist()
+    exact = oracles.exact_steps(vectors, GRID)
+    assert table["steps"].to_pylist() == [row if ok else None for row, ok in zip(exact, valid, strict=True)]
+
+
+@pytest.mark.parametrize("poison", [(), POISON])
+def test_scoring_while_encoding_equals_scoring_embeddings(corpus, files, scored, notes, tmp_path, poison):
+    encode(corpus, files, notes, poison=poison)
+    score_corpus(files, scored, GRID, InlineExecutor(), 1)
+    alone = Similarities(oracles.make_stage(tmp_path / "alone"), corpus)
+    assert encode(corpus, None, notes, scoring=(alone, GRID), poison=poison) == len(TEXTS)
+    assert alone.missing() == scored.missing() == []
+    for shard in corpus.shards:
+        assert alone.read(shard).equals(scored.read(shard))
+        keys, steps, valid = alone.steps(shard)
+        vectors, has_vector = files.vectors(shard)
+        assert np.array_equal(keys, row_keys(corpus.read(shard)["id"].to_pylist()))
+        assert np.array_equal(valid, has_vector)
+        assert np.array_equal(steps[valid], similarities(np.array(vectors), GRID)[valid])
+    quarantine = tmp_path / "quarantine.parquet"
+    assert write_quarantine(alone, quarantine) == write_quarantine(files, quarantine)
+
+
+def test_score_corpus_does_only_what_is_missing(corpus, files, scored, notes):
+    encode(corpus, files, notes)
+    score_corpus(files, scored, GRID, InlineExecutor(), 1)
+    first, second = corpus.shards[:2]
+    scored.path(first).with_suffix(".arrow.json").unlink()
+    stamp = scored.path(second).stat().st_mtime_ns
+    score_corpus(files, scored, GRID, InlineExecutor(), 1)
+    assert scored.missing() == []
+    assert scored.path(second).stat().st_mtime_ns == stamp
+
+
+def test_score_corpus_says_what_went_wrong(corpus, files, scored, notes):
+    encode(corpus, files, notes)
+    files.path(corpus.shards[0]).unlink()
+    with pytest.raises(RuntimeError, match=f"shard {corpus.shards[0].name} cannot be scored"):
+        score_corpus(files, scored, GRID, InlineExecutor(), 1)
+
+
+def test_encoder_loader_pickles():
+    load = pickle.loads(pickle.dumps(encoder_loader(EncoderConfig(max_length=64), 3)))
+    assert load.args[0].max_length == 64
+    assert load.keywords == {"threads": 3}

