@@ -63,7 +63,7 @@ class Executor(Protocol):
         Args:
             make_worker: Called once in each process; must pickle.
             items: Small values that pickle; put the largest first.
-            attempts: How often an item is tried before it is given up.
+            attempts: How often an item is tried before it is given up; the last time alone in its process.
 
         Raises:
             Stopped: A signal came; items in flight were finished and yielded before.
@@ -102,7 +102,13 @@ class StopSignals:
 @dataclass
 class _Attempt(Generic[ItemT]):
     item: ItemT
+    max_failures: int
     failures: int = 0
+
+    @property
+    def runs_alone(self) -> bool:
+        """Whether it must not share its process: it has failed before, or has no second chance if another takes it down."""
+        return self.failures > 0 or self.max_failures == 1
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ class InlineExecutor:
         if not items:
             return
         worker = make_worker()
-        todo = deque(_Attempt(item) for item in items)
+        todo = deque(_Attempt(item, attempts) for item in items)
         running: dict[Future[ResultT], _Attempt[ItemT]] = {}
         with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="shard") as threads:
             while running or (todo and not self.signals.requested):
@@ -169,8 +175,8 @@ class _Member:
     running: dict[Any, _Attempt[Any]] = field(default_factory=dict)
 
     def has_room(self, attempt: _Attempt[Any]) -> bool:
-        """Two at a time, but one that has failed runs alone, so that it cannot take another down with it."""
-        if attempt.failures or any(other.failures for other in self.running.values()):
+        """Two at a time, but for those that run alone."""
+        if attempt.runs_alone or any(other.runs_alone for other in self.running.values()):
             return not self.running
         return len(self.running) < IN_FLIGHT
 
@@ -210,7 +216,7 @@ class RayExecutor:
         if not items:
             return
         pool = _Pool(self, make_worker, min(self._workers, len(items)))
-        todo = deque(_Attempt(item) for item in items)
+        todo = deque(_Attempt(item, attempts) for item in items)
         try:
             while pool.is_running or (todo and not self._signals.requested):
                 if not self._signals.requested:

@@ -462,7 +462,8 @@ def write_manifest(run: Run, corpus: Corpus) -> None:
         "sets": run.facts.get("sets"),
         "warnings": run.warnings,
     }
-    write_json(path, manifest)
+    # What this call had no part in stays as the call before left it.
+    write_json(path, before | {key: value for key, value in manifest.items() if value is not None})
 
 
 def _cpu_name() -> str:

@@ -69,6 +69,7 @@ def read_positives(uri: str, config: PositivesConfig) -> Positives:
         pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(positives["text"], ""))), 0),
         pc.greater(pc.utf8_length(pc.fill_null(positives["class_name"], "")), 0),
     )
+    labelled = set(positives["class_name"].to_pylist()) - {None, ""}
     positives = positives.filter(usable)
     if config.classes:
         positives = positives.filter(pc.is_in(positives["class_name"], value_set=pa.array(config.classes)))
@@ -76,6 +77,11 @@ def read_positives(uri: str, config: PositivesConfig) -> Positives:
         of_classes = f" of {', '.join(config.classes)}" if config.classes else ""
         raise InputError(
             f"{uri}: no positives{of_classes}: none of its {table.num_rows} rows has both a text and a class"
+        )
+    emptied = sorted((labelled & set(config.classes or labelled)) - set(positives["class_name"].to_pylist()))
+    if emptied:
+        raise InputError(
+            f"{uri}: class {emptied[0]!r} has no positives: none of its rows has a text; add some, or drop it"
         )
     return Positives(positives)
 

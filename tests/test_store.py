@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from scalemine.config import InputError
+from scalemine.store import Stage, Workdir, fingerprint, open_stage, read_json, write_json, write_whole
+
+HOLD_THE_LOCK = """
+import sys, time
+from pathlib import Path
+from scalemine.store import Workdir
+with Workdir(Path(sys.argv[1])).lock():
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*")}
+
+
+def test_write_whole_appears_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    with write_whole(path) as temporary:
+        temporary.write_text("half")
+        assert not path.exists()
+        assert temporary.parent == path.parent
+    assert path.read_text() == "half"
+    assert names(path.parent) == {"a.txt"}
+
+
+@pytest.mark.parametrize("before", [None, "old"])
+def test_write_whole_that_fails_leaves_nothing_behind(tmp_path: Path, before: str | None) -> None:
+    path = tmp_path / "a.txt"
+    if before:
+        path.write_text(before)
+    with pytest.raises(ZeroDivisionError):
+        with write_whole(path) as temporary:
+            temporary.write_text("half")
+            raise ZeroDivisionError
+    assert names(tmp_path) == ({"a.txt"} if before else set())
+    assert not before or path.read_text() == before
+
+
+def test_write_whole_without_a_write_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        with write_whole(tmp_path / "a.txt"):
+            pass
+    assert names(tmp_path) == set()
+
+
+def test_write_whole_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("old")
+    code = (
+        "import os, sys; from pathlib import Path; from scalemine.store import write_whole\n"
+        "with write_whole(Path(sys.argv[1])) as t: t.write_text('half'); os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)]).returncode == -signal.SIGKILL
+    assert path.read_text() == "old"
+    # What it left is swept away by the next run that opens the stage.
+    assert len(names(tmp_path)) == 2
+    open_stage(tmp_path, version=1, settings={}, inputs={})
+    assert names(tmp_path) == {"a.txt", "stage.json"}
+
+
+def test_json_comes_back(tmp_path: Path) -> None:
+    value = {"größe": [1, 2.5, None, "\u2028"], "a": {"b": True}}
+    write_json(tmp_path / "a.json", value)
+    assert read_json(tmp_path / "a.json") == value
+
+
+def test_fingerprint_does_not_depend_on_order() -> None:
+    assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1})
+    assert fingerprint({"a": 1}) != fingerprint({"a": 2})
+
+
+def open_with(folder: Path, *, redo: bool = False, version: int = 1, inputs: str = "x", **settings: object) -> Stage:
+    return open_stage(folder, version=version, settings=settings, inputs={"corpus": inputs}, redo=redo)
+
+
+def test_stage_is_opened_again_with_the_same_settings(tmp_path: Path) -> None:
+    stage = open_with(tmp_path / "s", bands=(1, 2), path=Path("a"))
+    stage.file("kept").write_text("kept")
+    again = open_with(tmp_path / "s", path=Path("a"), bands=[1, 2])
+    assert again == stage
+    assert again.file("kept").exists()
+
+
+def test_stage_refuses_another_setting_by_name(tmp_path: Path) -> None:
+    open_with(tmp_path / "s", tails="both", seed=1).file("kept").write_text("kept")
+    with pytest.raises(InputError) as caught:
+        open_with(tmp_path / "s", tails="upper", seed=1)
+    message = str(caught.value)
+    assert 'tails was "both", is "upper"' in message
+    assert "seed" not in message
+    assert "--redo" in message
+    assert "\n" not in message
+    assert (tmp_path / "s" / "kept").exists()
+
+
+def test_stage_refuses_another_input_and_another_version(tmp_path: Path) -> None:
+    open_with(tmp_path / "s", inputs="aaa")
+    with pytest.raises(InputError, match='corpus was "aaa", is "bbb"'):
+        open_with(tmp_path / "s", inputs="bbb")
+    with pytest.raises(InputError, match="stage version was 1, is 2"):
+        open_with(tmp_path / "s", inputs="aaa", version=2)
+
+
+def test_redo_discards_what_was_made_otherwise(tmp_path: Path) -> None:
+    open_with(tmp_path / "s", tails="both").file("old").write_text("old")
+    stage = open_with(tmp_path / "s", tails="upper", redo=True)
+    assert names(tmp_path / "s") == {"stage.json"}
+    assert stage == open_with(tmp_path / "s", tails="upper")
+
+
+def test_redo_keeps_what_was_made_alike(tmp_path: Path) -> None:
+    open_with(tmp_path / "s", tails="both").file("old").write_text("old")
+    assert open_with(tmp_path / "s", tails="both", redo=True).file("old").exists()
+
+
+def test_manifest_is_the_commit_point(tmp_path: Path) -> None:
+    stage = open_with(tmp_path / "s")
+    path = stage.file("00000.arrow")
+    assert stage.manifest(path) is None
+    path.write_bytes(b"12345")
+    assert stage.manifest(path) is None
+    stage.commit(path, rows=5)
+    manifest = stage.manifest(path)
+    assert manifest is not None
+    assert (manifest["bytes"], manifest["rows"]) == (5, 5)
+
+
+@pytest.mark.parametrize("content", [b"1234", b"123456", b""])
+def test_manifest_is_not_accepted_for_a_file_of_another_size(tmp_path: Path, content: bytes) -> None:
+    stage = open_with(tmp_path / "s")
+    path = stage.file("00000.arrow")
+    path.write_bytes(b"12345")
+    stage.commit(path)
+    path.write_bytes(content)
+    assert stage.manifest(path) is None
+
+
+def test_manifest_is_not_accepted_without_its_file_or_half_or_of_another_stage(tmp_path: Path) -> None:
+    stage = open_with(tmp_path / "s", seed=1)
+    path = stage.file("a")
+    path.write_bytes(b"12345")
+    stage.commit(path)
+    whole = (tmp_path / "s" / "a.json").read_text()
+    assert Stage(stage.folder, "another").manifest(path) is None
+    (tmp_path / "s" / "a.json").write_text(whole[:-10])
+    assert stage.manifest(path) is None
+    (tmp_path / "s" / "a.json").write_text(json.dumps({"rows": 3}))
+    assert stage.manifest(path) is None
+    (tmp_path / "s" / "a.json").write_text(whole)
+    assert stage.manifest(path) is not None
+    path.unlink()
+    assert stage.manifest(path) is None
+
+
+def test_lock_refuses_a_second_process_and_goes_with_a_killed_one(tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD_THE_LOCK, str(tmp_path / "work")], stdout=subprocess.PIPE, text=True
+    ) as holder:
+        try:
+            assert holder.stdout is not None
+            assert holder.stdout.readline() == "held\n"
+            with pytest.raises(InputError, match=f"in use by another run .process {holder.pid} on "):
+                with Workdir(tmp_path / "work").lock():
+                    pass
+        finally:
+            holder.kill()
+    with Workdir(tmp_path / "work").lock():
+        pass
+
+
+def test_lock_is_free_after_use_and_after_a_failure(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            with Workdir(tmp_path / "work").lock():
+                raise ZeroDivisionError
+    started = time.monotonic()
+    with Workdir(tmp_path / "work").lock():
+        assert time.monotonic() - started < 1
+
+
+def test_lock_of_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="workdir cannot be written"):
+        with Workdir(tmp_path / "file" / "work").lock():
+            pass
+
+
+def test_names_of_the_work_directory(tmp_path: Path) -> None:
+    workdir = Workdir(tmp_path)
+    assert [
+        str(path.relative_to(tmp_path))
+        for path in (workdir.negatives, workdir.distributions, workdir.manifest, workdir.report, workdir.sets)
+    ] == ["negatives.parquet", "distributions.json", "manifest.json", "report.html", "sets"]
