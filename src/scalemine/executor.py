@@ -7,6 +7,7 @@ item that fails is tried again, at last alone; what fails three times comes back
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
@@ -107,7 +108,7 @@ class _Attempt(Generic[ItemT]):
 
     @property
     def runs_alone(self) -> bool:
-        """Whether it must not share its process: it has failed before, or has no second chance if another takes it down."""
+        """Whether it must not share its process: it has failed before, or has one chance only."""
         return self.failures > 0 or self.max_failures == 1
 
 
@@ -372,39 +373,41 @@ def _ray_session(config: ComputeConfig) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    with contextlib.ExitStack() as cleanup:
-        if config.address == "local":
-            _private_token(cleanup)
-        import ray
+    if config.address == "local":
+        _private_token()
+    import ray
 
-        if ray.is_initialized():
-            yield
-            return
-        options: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
-        if config.address == "local":
-            options |= {"num_cpus": config.workers, "_node_ip_address": "127.0.0.1"}
-        try:
-            ray.init(address=config.address, **({} if config.address != "local" else options))
-        except (ConnectionError, ValueError) as error:
-            raise InputError(
-                f"compute.address: no Ray cluster at {config.address!r} ({str(error).splitlines()[0]}); "
-                f"start one, or set compute.address=local"
-            ) from None
-        try:
-            yield
-        finally:
-            ray.shutdown()
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {}
+    if config.address == "local":
+        options = {"num_cpus": config.workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+    try:
+        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **options)
+    except (ConnectionError, ValueError) as error:
+        raise InputError(
+            f"compute.address: no Ray cluster at {config.address!r} ({str(error).splitlines()[0]}); "
+            f"start one, or set compute.address=local"
+        ) from None
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
-def _private_token(cleanup: contextlib.ExitStack) -> None:
-    """Guard this run's own Ray session by a token that only this user can read: a Ray port runs any code it is sent."""
+def _private_token() -> None:
+    """Guard this process's own Ray sessions by a token that only this user can read.
+
+    A Ray port runs any code that it is sent.
+
+    Ray reads it once in a process, so it stays until the process ends.
+    """
     if "RAY_AUTH_MODE" in os.environ:
         return
     folder = Path(tempfile.mkdtemp(prefix="scalemine-"))
-    cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(secrets.token_hex(32), encoding="utf-8")
-    for name, value in (("RAY_AUTH_MODE", "token"), ("RAY_AUTH_TOKEN_PATH", str(token))):
-        os.environ[name] = value
-        cleanup.callback(os.environ.pop, name, None)
+    os.environ["RAY_AUTH_MODE"], os.environ["RAY_AUTH_TOKEN_PATH"] = "token", str(token)

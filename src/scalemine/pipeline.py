@@ -34,24 +34,16 @@ from scalemine.mining.embeddings import (
     Similarities,
     encode_corpus,
     encoder_loader,
-    matrix,
-    matrix_column,
-    read_arrow,
     score_corpus,
-    write_arrow,
     write_quarantine,
 )
 from scalemine.mining.encoder import Encoder, encoder_settings, load_encoder
-from scalemine.mining.sampling import Row, sample_corpus
-from scalemine.mining.similarity import STEPS_PER_UNIT, SimilarityDistribution, anchor_grid, describe, similarities
+from scalemine.mining.probe import Probe, load_probe, store_probe
+from scalemine.mining.sampling import sample_corpus
+from scalemine.mining.similarity import SimilarityDistribution, anchor_grid, describe
 from scalemine.store import Stage, Workdir, file_sha256, fingerprint, open_stage, read_json, write_json, write_whole
 
 logger = logging.getLogger(__name__)
-
-# Rows of the probe that are encoded in float32 as well, to measure what low precision costs.
-AUDIT_ROWS = 1_000
-# How far a stored S_an may be off although nothing was seen to be: rounding to float16 and to the grid.
-MIN_MARGIN = 1e-3
 
 Advance = Callable[[int], None]
 ShowProgress = Callable[[str, int | None], AbstractContextManager[Advance]]
@@ -61,28 +53,6 @@ ShowProgress = Callable[[str, int | None], AbstractContextManager[Advance]]
 def silent(_: str, __: int | None) -> Iterator[Advance]:
     """Show no progress."""
     yield lambda _rows: None
-
-
-@dataclass(frozen=True, eq=False)
-class Probe:
-    """A sample of the corpus, encoded, and what low precision does to it.
-
-    Args:
-        rows: The sample, in order of priority.
-        vectors_PD: Embeddings as the corpus's.
-        max_error: Largest change of S_an against float32, over classes and the rows that were audited.
-        band_changed_share: Share of (row, class) whose band differs from float32's.
-    """
-
-    rows: list[Row]
-    vectors_PD: NDArray[np.float16]
-    max_error: float
-    band_changed_share: float
-
-    @property
-    def margin(self) -> float:
-        """How far a stored S_an of the corpus may be off: twice what was seen, as a sample misses the largest."""
-        return max(MIN_MARGIN, 2 * self.max_error)
 
 
 @dataclass
@@ -235,58 +205,28 @@ def _probe(run: Run, corpus: Corpus, anchors: Anchors) -> Probe:
     settings = run.settings | {"seed": run.config.seed, "mining.sample_size": run.config.mining.sample_size}
     inputs = {"corpus": corpus.fingerprint}
     stage = open_stage(run.workdir.probe, version=1, settings=settings, inputs=inputs, redo=run.redo)
-    path = stage.file("sample.arrow")
-    if stage.manifest(path) is None:
+    probe = load_probe(stage)
+    if probe is None:
         with run.timed("probe"):
-            _encode_probe(run, corpus, anchors, stage)
-    table = read_arrow(path)
-    facts = stage.manifest(path)
-    assert facts is not None
-    rows = [Row(**row) for row in table.select(["shard", "row", "id", "text"]).to_pylist()]
-    run.facts["probe"] = {key: facts[key] for key in ("max_error", "band_changed_share", "rows", "dim")}
-    return Probe(rows, matrix(table["vector"])[0], facts["max_error"], facts["band_changed_share"])
-
-
-def _encode_probe(run: Run, corpus: Corpus, anchors: Anchors, stage: Stage) -> None:
-    rows = sample_corpus(
-        corpus, run.config.mining.sample_size, seed=run.config.seed, purpose="probe", executor=run.executor
-    )
-    encoder = load_encoder(run.config.encoder, threads=os.cpu_count() or 1)
-    vectors_PD = encoder.encode_texts([row.text for row in rows]).astype(np.float16)
-    max_error, changed = 0.0, 0.0
-    if encoder.precision != "float32":
-        exact = run.float32_encoder.encode_texts([row.text for row in rows[:AUDIT_ROWS]]).astype(np.float16)
-        grid_KD = anchor_grid(anchors.vectors_KD)
-        low, high = similarities(vectors_PD[:AUDIT_ROWS], grid_KD), similarities(exact, grid_KD)
-        max_error = float(np.abs(low.astype(int) - high).max() / STEPS_PER_UNIT)
-        changed = _band_changed_share(run, low, high, anchors)
-    columns = {name: [getattr(row, name) for row in rows] for name in ("shard", "row", "id", "text")}
-    columns["vector"] = matrix_column(vectors_PD, np.ones(len(rows), np.bool_))
-    write_arrow(stage.file("sample.arrow"), pa.table(columns))
-    stage.commit(
-        stage.file("sample.arrow"), rows=len(rows), dim=encoder.dim, max_error=max_error, band_changed_share=changed
-    )
-
-
-def _band_changed_share(run: Run, low: NDArray[np.int16], high: NDArray[np.int16], anchors: Anchors) -> float:
-    changed = []
-    for index, distribution in enumerate(distributions.of_sample(high, anchors.class_names)):
-        normal, tails = distributions.fit(distribution), run.config.mining.tails
-        bands = [normal.bands(steps[:, index] / STEPS_PER_UNIT, tails) for steps in (low, high)]
-        changed.append(float((bands[0] != bands[1]).mean()))
-    return float(np.mean(changed))
+            size = run.config.mining.sample_size
+            rows = sample_corpus(corpus, size, seed=run.config.seed, purpose="probe", executor=run.executor)
+            encoder = load_encoder(run.config.encoder, threads=os.cpu_count() or 1)
+            store_probe(rows, encoder, run.float32_encoder, stage)
+        probe = load_probe(stage)
+        assert probe is not None
+    run.facts["probe"] = {
+        "dim": probe.vectors_PD.shape[1],
+        "max_error": probe.max_error(anchors),
+        "band_changed_share": probe.band_changed_share(anchors, run.config.mining.tails),
+    }
+    return probe
 
 
 def _forecast(run: Run, corpus: Corpus, probe: Probe, anchors: Anchors, wanted: dict[tuple[str, int], int]) -> None:
     """Say before the corpus is encoded which bands cannot be filled from it."""
-    forecasts = distributions.forecast(_of_probe(probe, anchors), wanted, corpus.num_rows, run.config.mining.tails)
+    forecasts = distributions.forecast(probe.distributions(anchors), wanted, corpus.num_rows, run.config.mining.tails)
     run.facts["forecast"] = [forecast.as_dict() for forecast in forecasts]
     run.on_forecast(forecasts)
-
-
-def _of_probe(probe: Probe, anchors: Anchors) -> list[SimilarityDistribution]:
-    steps_PK = similarities(probe.vectors_PD, anchor_grid(anchors.vectors_KD))
-    return distributions.of_sample(steps_PK, anchors.class_names)
 
 
 def _encode(
@@ -330,7 +270,7 @@ def _mine(
     mined = negatives.mine_negatives(
         scored, anchors, normals, config,
         wanted=wanted, available=available, exclude=_texts(positives, test), encode=run.float32_encoder.encode_texts,
-        margin=probe.margin, seed=run.config.seed, executor=run.executor,
+        margin=probe.margin(anchors), seed=run.config.seed, executor=run.executor,
     )  # fmt: skip
     found = dict.fromkeys(wanted, 0)
     for row in mined.table.select(["class_name", "band"]).to_pylist():
@@ -376,7 +316,7 @@ def _fit(
     config = run.config.mining
     fitted = measured
     if config.fit == "sample":
-        fitted = _of_probe(probe, anchors)
+        fitted = probe.distributions(anchors)
     positive_steps = distributions.positive_steps(anchors)
     normals = {one.class_name: distributions.fit(one) for one in fitted}
     rows = [
@@ -431,6 +371,16 @@ def write_manifest(run: Run, corpus: Corpus) -> None:
     encoded, mined, probe = (run.facts.get(name) or {} for name in ("encoded", "mined", "probe"))
     counts = {key: corpus.counts[key] for key in ("read", "accepted", "rejected", "rejected_by_reason", "copies")}
     counts |= {key: encoded.get(key) for key in ("rows", "distinct", "tokens", "cut", "quarantined")}
+    encoder = {
+        "model": run.config.encoder.model,
+        "dim": probe.get("dim"),
+        "precision": encoded.get("precision"),
+        "device": encoded.get("device"),
+        "max_length": run.config.encoder.max_length,
+        "threads": run.threads,
+        "max_error": probe.get("max_error"),
+        "band_changed_share": probe.get("band_changed_share"),
+    }
     manifest = {
         "scalemine": importlib.metadata.version("scalemine"),
         "config": run.config.model_dump(mode="json"),
@@ -445,25 +395,20 @@ def write_manifest(run: Run, corpus: Corpus) -> None:
         "counts": counts,
         "seconds": {**before.get("seconds", {}), **run.seconds},
         "tweets_per_second": run.facts.get("tweets_per_second", before.get("tweets_per_second")),
-        "encoder": {
-            "model": run.config.encoder.model,
-            "dim": probe.get("dim"),
-            "precision": encoded.get("precision"),
-            "device": encoded.get("device"),
-            "max_length": run.config.encoder.max_length,
-            "threads": run.threads,
-            "max_error": probe.get("max_error"),
-            "band_changed_share": probe.get("band_changed_share"),
-        },
         "forecast": run.facts.get("forecast"),
         "yield": mined.get("yield"),
         "rejected_candidates": mined.get("passed_over"),
         "verified_candidates": mined.get("verified"),
         "sets": run.facts.get("sets"),
-        "warnings": run.warnings,
+        # Those of mining, where this call did not mine.
+        "warnings": run.warnings if "mined" in run.facts else before.get("warnings", run.warnings),
     }
     # What this call had no part in stays as the call before left it.
-    write_json(path, before | {key: value for key, value in manifest.items() if value is not None})
+    write_json(path, before | _known(manifest) | {"encoder": before.get("encoder", {}) | _known(encoder)})
+
+
+def _known(facts: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in facts.items() if value is not None}
 
 
 def _cpu_name() -> str:

@@ -36,7 +36,7 @@ def exact_steps(vectors, grid) -> list[list[int]]:
     for row in vectors:
         coordinates = grid_of(row)
         sums = [sum(a * b for a, b in zip(coordinates, anchor, strict=True)) for anchor in anchors]
-        table.append([min(max(round(Fraction(total, 512)), -(2**15)), 2**15 - 1) for total in sums])
+        table.append([min(max(round(Fraction(total, 500)), -(2**15)), 2**15 - 1) for total in sums])
     return table
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from mining import oracles
 
+from mining import oracles
 from scalemine.config import InputError, PositivesConfig
 from scalemine.mining.anchors import (
     SPANS,
@@ -24,7 +24,7 @@ from scalemine.mining.anchors import (
 from scalemine.mining.similarity import STEPS_PER_UNIT
 
 ROWS = [
-    {"id": "a1", "text": "River over its banks, \"leave\" now", "class_name": "flood"},
+    {"id": "a1", "text": 'River over its banks, "leave" now', "class_name": "flood"},
     {"id": "a2", "text": "Inundación 🌊 en el puente", "class_name": "flood"},
     {"id": "a3", "text": "Smoke\tover the hill", "class_name": "fire"},
     {"id": "a4", "text": "flames,\nwind, roads shut", "class_name": "fire"},
@@ -149,7 +149,6 @@ def test_no_such_file_or_format(tmp_path):
     assert "unknown ending" in failure(other)
 
 
-@pytest.mark.xfail(strict=True, reason="CSV columns are read as the numbers they look like, so 007 becomes 7")
 def test_csv_ids_and_texts_are_read_as_written(tmp_path):
     rows = [
         {"id": "007", "text": "0012", "class_name": "True"},
@@ -158,26 +157,22 @@ def test_csv_ids_and_texts_are_read_as_written(tmp_path):
     assert read(write(tmp_path / "p.csv", rows)).table.select(["id", "text", "class_name"]).to_pylist() == rows
 
 
-@pytest.mark.xfail(strict=True, reason="a CSV above 1 MiB with line ends inside tweets is refused")
 def test_long_csv_of_tweets_with_line_ends(tmp_path):
     rows = [{"id": f"t{i}", "text": "water over the bridge\n" * 100, "class_name": "flood"} for i in range(1_000)]
     assert read(write(tmp_path / "p.csv", rows)).table["text"].to_pylist() == [row["text"] for row in rows]
 
 
-@pytest.mark.xfail(strict=True, reason="pyarrow turns texts that look like times into times", raises=AssertionError)
 def test_jsonl_texts_are_read_as_written(tmp_path):
     rows = [{"id": "1", "text": "2016-04-16T23:58:00Z", "class_name": "quake"}]
     assert read(write(tmp_path / "p.jsonl", rows)).table["text"].to_pylist() == ["2016-04-16T23:58:00Z"]
 
 
-@pytest.mark.xfail(strict=True, reason="pyarrow's KeyError passes through", raises=KeyError)
 def test_column_that_is_there_twice(tmp_path):
     path = tmp_path / "p.csv"
     path.write_text("id,text,text,class_name\n1,smoke,ash,fire\n")
     assert "text" in failure(path)
 
 
-@pytest.mark.xfail(strict=True, reason="pyarrow's ArrowInvalid passes through", raises=pa.ArrowInvalid)
 def test_csv_that_is_not_utf8(tmp_path):
     path = tmp_path / "p.csv"
     path.write_bytes("id,text,class_name\n1,inundación,flood\n".encode("latin-1"))

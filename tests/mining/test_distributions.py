@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 import pytest
-from mining import oracles
 from scipy.stats import binomtest
 
+from mining import oracles
 from scalemine.config import MiningConfig
 from scalemine.executor import InlineExecutor
 from scalemine.mining import sampling
@@ -38,13 +38,14 @@ def normal_steps(seed: int, num_rows: int) -> np.ndarray:
 def test_measure_over_shards_equals_all_at_once(tmp_path, rows_per_shard):
     steps = normal_steps(1, 60)
     valid = np.random.default_rng(2).random(60) > 0.2
-    corpus = oracles.make_corpus(tmp_path, [f"t{i}" for i in range(60)], [f"text {i}" for i in range(60)], rows_per_shard)
+    all_ids = [f"t{i}" for i in range(60)]
+    corpus = oracles.make_corpus(tmp_path, all_ids, [f"text {i}" for i in range(60)], rows_per_shard)
     files = Similarities(oracles.make_stage(tmp_path / "similarities"), corpus)
     start = 0
     for shard in corpus.shards:
         rows = slice(start, start + shard.num_rows)
         ids = corpus.read(shard, ["id"])["id"].to_pylist()
-        assert ids == [f"t{i}" for i in range(60)][rows]
+        assert ids == all_ids[rows]
         column = matrix_column(steps[rows], valid[rows])
         files.write(shard, pa.table({"key": sampling.row_keys(ids), "steps": column}))
         start += shard.num_rows

@@ -9,8 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mining import oracles
 
+from mining import oracles
 from scalemine.config import EncoderConfig
 from scalemine.executor import InlineExecutor
 from scalemine.mining import embeddings as module
@@ -32,8 +32,8 @@ from scalemine.mining.sampling import row_keys
 from scalemine.mining.similarity import anchor_grid, similarities
 
 DIM = oracles.FakeEncoder.dim
-# Copies of one text, with other spaces around it as well, and an empty line's worth of a tweet.
-TEXTS = [f"tweet {i % 17} on the storm" if i % 5 else f" tweet {i % 17} on the storm " for i in range(40)] + ["long one"]
+# Copies of texts, some with other spaces around them.
+TEXTS = [f"{'' if i % 5 else ' '}tweet {i % 17} on the storm" for i in range(40)] + ["long one"]
 IDS = [f"id{i}" for i in range(len(TEXTS))]
 GRID = anchor_grid(oracles.unit_rows(np.random.default_rng(1), 3, DIM))
 
@@ -206,7 +206,8 @@ def broken(row):
 def test_find_poison_finds_two_rows_and_no_other(tmp_path, notes):
     texts = [f"tweet {i}" for i in range(13)]
     corpus = oracles.make_corpus(tmp_path, IDS[:13], texts, 100)
-    worker = partial(ShardEncoder, partial(oracles.FakeEncoder, notes, poison=("tweet 4", "tweet 12")), corpus, None, None)
+    load = partial(oracles.FakeEncoder, notes, poison=("tweet 4", "tweet 12"))
+    worker = partial(ShardEncoder, load, corpus, None, None)
     found = module._find_poison(InlineExecutor(), worker, corpus.shards[0])
     assert [row for row, _ in found] == [4, 12]
     assert "'tweet 4'" in found[0][1]

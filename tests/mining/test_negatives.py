@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pyarrow as pa
 import pytest
-from mining import oracles
 
+from mining import oracles
 from scalemine.config import MiningConfig
 from scalemine.executor import InlineExecutor
 from scalemine.mining import negatives as module
@@ -210,11 +210,10 @@ def test_stored_values_do_mislead(world, tmp_path):
     # The noise puts rows into bands that they are not in, and takes others out; the choice is the same as without.
     wanted = same_everywhere(25)
     misled = mine(world, tmp_path / "noisy", MiningConfig(), wanted)
-    exact = World(**{**vars(world), "noise": np.zeros_like(world.noise), "encoded": []})
+    exact = replace(world, noise=np.zeros_like(world.noise), encoded=[])
     straight = mine(exact, tmp_path / "exact", MiningConfig(), wanted)
     assert misled.table.equals(straight.table)
     assert misled.passed_over[OUTSIDE] > 0
-    assert misled.num_candidates == len(set(world.encoded) & world.vectors.keys()) or misled.num_candidates > 0
 
 
 def test_reasons_are_counted(world, tmp_path):
@@ -254,7 +253,7 @@ def test_scarcest_cell_is_served_first(world, tmp_path):
 
 
 def test_nothing_in_the_band(world, tmp_path):
-    far = World(**{**vars(world), "normals": {name: Normal(-5.0, 0.1) for name in NAMES}, "encoded": []})
+    far = replace(world, normals={name: Normal(-5.0, 0.1) for name in NAMES}, encoded=[])
     mined = mine(far, tmp_path, MiningConfig(bands=(1,)), same_everywhere(3), available=same_everywhere(0))
     assert mined.table.num_rows == 0
     assert mined.table.schema.equals(SCHEMA)
@@ -265,7 +264,7 @@ def test_rows_in_quarantine_are_not_taken(world, tmp_path):
     wanted = same_everywhere(8)
     best = mine(world, tmp_path / "all", MiningConfig(), wanted)
     gone = frozenset(best.table["id"].to_pylist()[::2])
-    rest = World(**{**vars(world), "quarantined": gone, "encoded": []})
+    rest = replace(world, quarantined=gone, encoded=[])
     mined = mine(rest, tmp_path / "rest", MiningConfig(), wanted)
     assert not gone & set(mined.table["id"].to_pylist())
     assert by_cell(mined.table) == oracle(rest, MiningConfig(), wanted, count_bands(rest, "both"))
@@ -310,7 +309,7 @@ def test_lists_that_run_out_are_lengthened(tmp_path, monkeypatch, planted):
 
 
 def test_each_text_is_encoded_once(world, tmp_path):
-    fresh = World(**{**vars(world), "encoded": []})
+    fresh = replace(world, encoded=[])
     mined = mine(fresh, tmp_path, MiningConfig(), same_everywhere(25))
     assert len(fresh.encoded) == len(set(fresh.encoded)) == mined.num_candidates
     # Far fewer than the corpus holds: only what may be taken is encoded again.

@@ -7,8 +7,8 @@ import pytest
 import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mining import oracles
 
+from mining import oracles
 from scalemine.executor import InlineExecutor
 from scalemine.mining.sampling import SHARDS_PER_TASK, fetch_rows, groups, lowest, priorities, row_keys, sample_corpus
 

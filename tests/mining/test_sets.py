@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mining import oracles
 
+from mining import oracles
 from scalemine.mining import negatives as negatives_module
 from scalemine.mining import sets as module
 from scalemine.mining.anchors import SPANS, Positives

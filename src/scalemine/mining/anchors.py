@@ -5,7 +5,9 @@ Shapes: M positives, K classes, D dimensions.
 
 from __future__ import annotations
 
+import csv
 import difflib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
-import pyarrow.json
 import pyarrow.parquet as pq
 import safetensors.numpy
 from numpy.typing import NDArray
@@ -106,16 +106,37 @@ def _read_table(uri: str) -> pa.Table:
     try:
         match path.suffix.lower():
             case ".parquet":
-                return pq.read_table(path)
-            case ".csv":
-                return pyarrow.csv.read_csv(path)
-            case ".tsv":
-                return pyarrow.csv.read_csv(path, parse_options=pyarrow.csv.ParseOptions(delimiter="\t"))
+                table = pq.read_table(path)
+            case ".csv" | ".tsv":
+                table = _read_csv(path, "\t" if path.suffix.lower() == ".tsv" else ",")
             case ".jsonl" | ".ndjson" | ".json":
-                return pyarrow.json.read_json(path)
-    except (pa.ArrowInvalid, OSError) as error:
+                lines = path.read_text(encoding="utf-8").splitlines()
+                table = pa.Table.from_pylist([json.loads(line) for line in lines if line.strip()])
+            case _:
+                raise InputError(f"positives.uri: {uri}: unknown ending; expected .parquet, .csv, .tsv or .jsonl")
+    except UnicodeDecodeError:
+        raise InputError(f"positives.uri: {uri} is not UTF-8; convert it first") from None
+    except (pa.ArrowException, csv.Error, json.JSONDecodeError, OSError, AttributeError) as error:
         raise InputError(f"positives.uri: {uri} cannot be read: {str(error).splitlines()[0]}") from None
-    raise InputError(f"positives.uri: {uri}: unknown ending; expected .parquet, .csv, .tsv or .jsonl")
+    twice = [name for name in table.column_names if table.column_names.count(name) > 1]
+    if twice:
+        raise InputError(f"positives.uri: {uri}: column {twice[0]!r} is there more than once; rename one of them")
+    return table
+
+
+def _read_csv(path: Path, delimiter: str) -> pa.Table:
+    """Read a table as text; Arrow's own reader would make numbers and times of texts that look like them."""
+    csv.field_size_limit(2**31 - 1)
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=delimiter, strict=True)
+        header = next(reader, None)
+        if header is None:
+            raise csv.Error("the file is empty")
+        rows = [row for row in reader if row]
+    for row in rows:
+        if len(row) != len(header):
+            raise csv.Error(f"a row has {len(row)} fields where the header names {len(header)}: {row[0][:60]!r}")
+    return pa.table([pa.array([row[i] for row in rows], pa.string()) for i in range(len(header))], names=header)
 
 
 def _column(table: pa.Table, name: str, uri: str, key: str = "positives.id") -> pa.ChunkedArray:
@@ -133,8 +154,11 @@ def _spans(table: pa.Table, name: str, uri: str) -> pa.ChunkedArray:
     if name not in table.column_names:
         return pa.chunked_array([pa.nulls(table.num_rows, SPANS)])
     try:
+        if pa.types.is_string(table[name].type):  # as JSON, in a CSV
+            spans = [json.loads(text) if text else None for text in table[name].to_pylist()]
+            return pa.chunked_array([pa.array(spans, SPANS)])
         return table[name].cast(SPANS)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+    except (pa.ArrowException, json.JSONDecodeError):
         raise InputError(
             f"positives.spans: column {name!r} of {uri} holds {table[name].type}, "
             f"expected a list of start, end (characters) and type"

@@ -29,6 +29,9 @@ from scalemine.store import Stage, write_whole
 
 logger = logging.getLogger(__name__)
 
+# What a manifest says of how a shard was encoded; the similarities keep it, also when the embeddings are not kept.
+ENCODED_FACTS = ("distinct", "tokens", "cut", "precision", "device", "quarantined")
+
 OnRows = Callable[[int], None]
 LoadEncoder = Callable[[], Encoder]
 
@@ -191,8 +194,11 @@ class ShardScorer:
         table = self._embeddings.read(job.shard)
         vectors_ND, valid_N = matrix(table["vector"])
         scored = score(table["id"], vectors_ND, valid_N, self._grid_KD)
-        self._similarities.write(job.shard, scored, seconds=time.monotonic() - started)
-        return {}
+        embedded = self._embeddings.facts(job.shard)
+        assert embedded is not None
+        facts = {key: embedded[key] for key in ENCODED_FACTS}
+        self._similarities.write(job.shard, scored, **facts, seconds=time.monotonic() - started)
+        return facts
 
 
 def score(

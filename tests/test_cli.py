@@ -1,0 +1,414 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from scalemine.cli import main
+from scalemine.store import Workdir, read_json
+
+ROOT = Path(__file__).parents[1]
+
+Settings = Callable[..., dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def refusal(self) -> str:
+        """The one line that says why, after checking that it is the only one."""
+        lines = self.err.splitlines()
+        said = [line for line in lines if line.startswith("scalemine: ")]
+        # Besides it only the log speaks: a time, a level, a message.
+        others = [line for line in lines if line not in said and " INFO " not in line and " WARNING " not in line]
+        assert len(said) == 1, self.err
+        assert not others, self.err
+        assert "Traceback" not in self.out + self.err
+        return said[0]
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ended]:
+    """Return a function that runs a command in this process."""
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["scalemine", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        code = ended.value.code
+        return Ended(code if isinstance(code, int) else int(bool(code)), said.out, said.err)
+
+    return run
+
+
+@pytest.fixture(autouse=True)
+def logger_as_it_was() -> Iterator[None]:
+    """Take back what the command line does to the logger of this process."""
+    logger = logging.getLogger("scalemine")
+    handlers, level, propagate = list(logger.handlers), logger.level, logger.propagate
+    yield
+    logger.handlers, logger.level, logger.propagate = handlers, level, propagate
+
+
+@pytest.fixture
+def write_config(settings_of: Settings, tmp_path: Path) -> Callable[..., Path]:
+    """Return a function that writes the file of a quick run."""
+
+    def write(workdir: Path | None = None, **sections: Any) -> Path:
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump(settings_of(workdir or tmp_path / "work", **sections)), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def few_tweets(tmp_path: Path) -> Path:
+    path = tmp_path / "few.csv"
+    path.write_text("id,text\n" + "".join(f"{i},tweet number {i}\n" for i in range(30)))
+    return path
+
+
+# Bad input: exit code 2 and one line
+
+
+def test_config_file_that_is_missing(call: Any, tmp_path: Path) -> None:
+    ended = call("mine", tmp_path / "none.yaml")
+    assert ended.code == 2
+    assert "none.yaml: no such config file" in ended.refusal
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("corpus.uri=/nowhere/tweets.jsonl", "/nowhere/tweets.jsonl"),
+        ("mining.perclass=3", "mining.perclass: unknown key; did you mean per_class?"),
+        ("compute.workers=3", "executor inline is one process; got workers=3"),
+        ("corpus.rows_per_shard=x", "corpus.rows_per_shard"),
+        ("positives.uri=/nowhere/positives.parquet", "positives.uri: no such file: /nowhere/positives.parquet"),
+        ("positives.class_name=typ", "positives.class_name: no column 'typ'"),
+        ("positives.class_name=typ", "did you mean type?"),
+        ("positives.text=message", "positives.text: no column 'message'"),
+        ("positives.classes=[traffic, volcano]", "class 'volcano' has 0 positives, expected at least 2"),
+        ("positives.classes=[volcano]", "no positives of volcano"),
+        ("positives.min_per_class=500", "positives, expected at least 500"),
+    ],
+)
+def test_bad_value(call: Any, write_config: Any, override: str, expected: str) -> None:
+    ended = call("mine", write_config(), "--set", override)
+    assert ended.code == 2
+    assert expected in ended.refusal
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("", "empty corpus"),
+        ("id,text\n", "empty corpus"),
+        ("id,text\n1,\n2,\n", "empty corpus"),
+        ("id,body_of_it\n1,a\n", "corpus.text"),
+    ],
+)
+def test_bad_corpus(call: Any, write_config: Any, tmp_path: Path, content: str, expected: str) -> None:
+    path = tmp_path / "tweets.csv"
+    path.write_text(content)
+    ended = call("mine", write_config(corpus={"uri": str(path)}))
+    assert ended.code == 2
+    assert str(path) in ended.refusal
+    assert expected in ended.refusal
+
+
+def test_text_column_that_is_unknown(call: Any, write_config: Any, few_tweets: Path) -> None:
+    ended = call("mine", write_config(corpus={"uri": str(few_tweets), "text": "txt"}))
+    assert ended.code == 2
+    assert "no column txt (corpus.text)" in ended.refusal
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("encoder.model=package:nope", "encoder.model: no package nope is installed here"),
+        ("encoder.model=./no/such/folder", "encoder.model: no such folder: ./no/such/folder"),
+        ("encoder.max_length=100000", "reads at most 512 tokens, got 100000"),
+    ],
+)
+def test_bad_encoder(call: Any, write_config: Any, few_tweets: Path, override: str, expected: str) -> None:
+    ended = call("mine", write_config(corpus={"uri": str(few_tweets)}), "--set", override)
+    assert ended.code == 2
+    assert expected in ended.refusal
+
+
+def test_workdir_that_cannot_be_written(call: Any, write_config: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    ended = call("mine", write_config(tmp_path / "file" / "work"))
+    assert ended.code == 2
+    assert "workdir cannot be written" in ended.refusal
+
+
+def test_workdir_that_another_run_holds(call: Any, write_config: Any, tmp_path: Path) -> None:
+    with Workdir(tmp_path / "work").lock():
+        ended = call("mine", write_config())
+    assert ended.code == 2
+    assert f"in use by another run (process {os.getpid()} on " in ended.refusal
+
+
+def test_corpus_inside_its_own_workdir(call: Any, write_config: Any, tmp_path: Path) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "tweets.csv").write_text("id,text\n1,a\n")
+    ended = call("mine", write_config(corpus={"uri": str(tmp_path / "work")}))
+    assert ended.code == 2
+    assert "choose a workdir outside of it" in ended.refusal
+
+
+def test_embedding_without_embeddings(call: Any, write_config: Any) -> None:
+    ended = call("embed", write_config(encoder={"keep_embeddings": False}))
+    assert ended.code == 2
+    assert "encoder.keep_embeddings is false" in ended.refusal
+
+
+def test_another_configuration_in_the_same_workdir(
+    call: Any, write_config: Any, copy_of_finished: Callable[..., Path]
+) -> None:
+    workdir = copy_of_finished()
+    before = (workdir / "negatives.parquet").read_bytes()
+    config = write_config(workdir)
+    change = ["--set", "mining.tails=upper", "--set", "mining.per_class=2"]
+    refused = call("mine", config, *change)
+    assert refused.code == 2
+    assert 'mining.tails was "both", is "upper"' in refused.refusal
+    assert 'mining.per_class was "match", is 2' in refused.refusal
+    assert "--redo" in refused.refusal
+    assert (workdir / "negatives.parquet").read_bytes() == before
+
+    done = call("mine", config, *change, "--redo")
+    assert done.code == 0
+    assert pq.read_table(workdir / "negatives.parquet", columns=["z"])["z"].to_numpy().min() >= 0
+    assert read_json(workdir / "manifest.json")["config"]["mining"]["tails"] == "upper"
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("corpus.rows_per_shard=400", "corpus.rows_per_shard was 300, is 400"),
+        ("encoder.max_length=32", "encoder.max_length was 24, is 32"),
+        ("encoder.normaliser=bertweet", "encoder.normaliser was"),
+        ("seed=7", "seed was 42, is 7"),
+        ("positives.classes=[traffic]", 'positives.classes was null, is ["traffic"]'),
+    ],
+)
+def test_changed_key_is_named(
+    call: Any, write_config: Any, copy_of_finished: Callable[..., Path], override: str, named: str
+) -> None:
+    ended = call("mine", write_config(copy_of_finished()), "--set", override)
+    assert ended.code == 2
+    assert named in ended.refusal
+
+
+@pytest.mark.parametrize(
+    "arguments", [["mine"], ["mine", "a.yaml", "--sett", "a=b"], ["dig", "a.yaml"], ["mine", "a", "--executor", "dask"]]
+)
+def test_command_line_that_is_wrong(call: Any, arguments: list[str]) -> None:
+    ended = call(*arguments)
+    assert ended.code == 2
+    assert "Usage:" in ended.err
+    assert "Traceback" not in ended.err
+
+
+# Commands
+
+
+def test_import_prints_its_counts(call: Any, tmp_path: Path) -> None:
+    (tmp_path / "tweets.csv").write_text('id,text\n1,a storm\n2,a storm\n3,\n3,quiet\n4,"loud"\n4,again\n')
+    ended = call("import", tmp_path / "tweets.csv", "--to", tmp_path / "corpus", "--rows-per-shard", 2)
+    assert ended.code == 0
+    lines = ended.out.splitlines()
+    assert lines[0] == "read 6 = accepted 4 + rejected 2"
+    assert sorted(" ".join(line.split()) for line in lines[1:3]) == ["1 duplicate id", "1 no text"]
+    assert lines[3].startswith("copies of an earlier text: 1")
+    assert f"2 shards in {tmp_path / 'corpus'}" in lines[4]
+    assert pq.read_table(tmp_path / "corpus" / "rejects.parquet").num_rows == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["none.csv", "--to", "corpus"], "none.csv"),
+        (["few.csv", "--to", "corpus", "--text", "txt"], "no column txt"),
+        (["few.csv", "--to", "corpus", "--id", "tweet"], "no column tweet"),
+        (["few.csv", "--to", "few.csv"], "few.csv"),
+        (["few.csv", "--to", "corpus", "--rows-per-shard", "2000000"], "1000000"),
+    ],
+)
+def test_import_of_bad_input(
+    call: Any, few_tweets: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: str
+) -> None:
+    monkeypatch.chdir(few_tweets.parent)
+    ended = call("import", *arguments)
+    assert ended.code == 2
+    assert expected in ended.refusal
+
+
+def test_dry_run_writes_nothing(call: Any, write_config: Any, tmp_path: Path) -> None:
+    config = write_config()
+    ended = call("mine", config, "--dry-run", "--set", "mining.per_class=3")
+    assert ended.code == 0
+    assert "per_class: 3" in ended.out
+    assert "to import: " in ended.out
+    assert "negatives: to be mined" in ended.out
+    assert list(tmp_path.iterdir()) == [config]
+
+
+def test_dry_run_of_a_finished_run(call: Any, write_config: Any, copy_of_finished: Callable[..., Path]) -> None:
+    workdir = copy_of_finished("00002.arrow.json")
+    before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+    ended = call("mine", write_config(workdir), "--dry-run")
+    assert ended.code == 0
+    assert "embeddings: 3 of 4 shards done" in ended.out
+    assert "negatives: done" in ended.out
+    assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+def test_mine_of_a_finished_run_prints_its_report(
+    call: Any, write_config: Any, copy_of_finished: Callable[..., Path]
+) -> None:
+    workdir = copy_of_finished("report.html")
+    ended = call("mine", write_config(workdir))
+    assert ended.code == 0
+    assert "bombing" in ended.out
+    assert f"report: {workdir}" in ended.out.replace("\n", "")
+    assert (workdir / "report.html").exists()
+
+
+def test_report_of_a_finished_run(call: Any, copy_of_finished: Callable[..., Path]) -> None:
+    workdir = copy_of_finished("report.html", "embeddings", "corpus")
+    ended = call("report", workdir)
+    assert ended.code == 0
+    assert "natural_hazard" in ended.out
+    assert (workdir / "report.html").read_text(encoding="utf-8").lower().startswith("<!doctype html>")
+
+
+def test_report_of_an_empty_folder(call: Any, tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "none"):
+        ended = call("report", folder)
+        assert ended.code == 2
+        assert f"{folder}: no finished run here" in ended.refusal
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_embed_says_how_many(call: Any, write_config: Any, copy_of_finished: Callable[..., Path]) -> None:
+    ended = call("embed", write_config(copy_of_finished()))
+    assert ended.code == 0
+    assert "tweets (" in ended.out
+    assert "(were before)" in ended.out
+
+
+def test_sample_writes_what_it_says(call: Any, tmp_path: Path) -> None:
+    ended = call("sample", "--to", tmp_path / "s", "--tweets", 150)
+    assert ended.code == 0
+    assert "150 invented tweets" in ended.out
+    assert (tmp_path / "s" / "positives.parquet").exists()
+    assert call("sample", "--to", tmp_path / "s", "--tweets", 5).code == 2
+
+
+# Processes of their own
+
+
+def test_help_is_quick_and_loads_nothing_heavy() -> None:
+    code = """
+import sys, time
+started = time.monotonic()
+from scalemine.cli import main
+sys.argv = ["scalemine", *sys.argv[1:]]
+try:
+    main()
+finally:
+    heavy = {"torch", "ray", "transformers", "sentence_transformers", "pyarrow", "duckdb", "scipy", "matplotlib"}
+    print(sorted(heavy & sys.modules.keys()), time.monotonic() - started, file=sys.stderr)
+"""
+    for arguments in (["--help"], ["mine", "--help"]):
+        seconds = []
+        for _ in range(3):  # another process may have the cores at the moment
+            done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+            assert done.returncode == 0
+            assert "Usage: scalemine" in done.stdout
+            loaded, second = done.stderr.rsplit(maxsplit=1)
+            assert loaded == "[]"
+            seconds.append(float(second))
+            if seconds[-1] < 1.5:
+                break
+        assert min(seconds) < 1.5
+
+
+def test_sigterm_while_embedding_keeps_what_was_finished(
+    call: Any, write_config: Any, finished: Any, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "work"
+    for stage in ("corpus", "anchors", "probe"):
+        shutil.copytree(finished.workdir / stage, workdir / stage)
+    config = write_config(workdir)
+    command = [sys.executable, "-m", "scalemine", "mine", str(config)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not list(workdir.glob("embeddings/*.arrow.json")) and process.poll() is None:
+            time.sleep(0.002)
+        process.send_signal(signal.SIGTERM)
+        out, err = process.communicate(timeout=120)
+    assert process.returncode == 75, err
+    assert "SIGTERM: finishing what is in flight, then stopping" in err
+    assert err.splitlines()[-1].startswith("scalemine: stopped; what was finished is kept: call again")
+    assert "Traceback" not in err
+    assert out == ""
+    kept = {path: path.stat().st_mtime_ns for path in workdir.glob("embeddings/*.arrow")}
+    assert kept
+    assert not (workdir / "negatives.parquet").exists()
+
+    assert call("mine", config).code == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert (workdir / "negatives.parquet").read_bytes() == (finished.workdir / "negatives.parquet").read_bytes()
+
+
+def test_a_failure_is_not_a_bad_input(
+    call: Any, write_config: Any, few_tweets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("scalemine.pipeline.run_import", fail)
+    monkeypatch.setattr(sys, "argv", ["scalemine", "mine", str(write_config(corpus={"uri": str(few_tweets)}))])
+    with pytest.raises(RuntimeError, match="a bug"):
+        main()
+
+
+def test_log_level_is_taken_from_the_environment(
+    call: Any, tmp_path: Path, few_tweets: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SCALEMINE_LOG", "error")
+    ended = call("import", few_tweets, "--to", tmp_path / "corpus")
+    assert (ended.code, ended.err) == (0, "")
+
+
+def test_module_runs_the_command_line() -> None:
+    done = subprocess.run([sys.executable, "-m", "scalemine", "mine", "/none.yaml"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("scalemine: /none.yaml: no such config file")
+    assert json.dumps(done.stderr).count("\\n") == 1

@@ -1,0 +1,621 @@
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from scalemine.config import ComputeConfig, Config
+from scalemine.corpus import import_corpus
+from scalemine.executor import Executor, InlineExecutor, StopSignals, make_executor
+from scalemine.pipeline import Run, run_embed, run_import, run_mine, silent
+from scalemine.store import read_json
+from scalemine.text import duplicate_key
+
+NUM_SHARDS = 4
+BANDS = (1, 2, 3, 4)
+
+Settings = Callable[..., dict[str, Any]]
+
+
+def mine(values: dict[str, Any], executor: Executor | None = None, **options: Any) -> Run:
+    run = Run(Config.model_validate(values), executor or InlineExecutor(), **options)
+    run_mine(run)
+    return run
+
+
+@contextlib.contextmanager
+def ray_executor(workers: int) -> Iterator[Executor]:
+    config = ComputeConfig(executor="ray", workers=workers)
+    with make_executor(config, signals=StopSignals(), wants_gpu=False) as executor:
+        yield executor
+
+
+def with_ray(values: dict[str, Any], workers: int) -> dict[str, Any]:
+    return values | {"compute": {"executor": "ray", "workers": workers}}
+
+
+def copy_stages(source: Path, workdir: Path, *stages: str) -> None:
+    for stage in stages:
+        shutil.copytree(source / stage, workdir / stage)
+
+
+def rows_of(workdir: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(workdir / "negatives.parquet").to_pylist()
+    return rows
+
+
+def assert_same_negatives(workdir: Path, finished: Any) -> None:
+    """Byte for byte; where that fails, say first what differs."""
+    assert rows_of(workdir) == rows_of(finished.workdir)
+    assert (workdir / "negatives.parquet").read_bytes() == (finished.workdir / "negatives.parquet").read_bytes()
+
+
+# The same negatives, wherever and however often it runs
+
+
+@pytest.fixture(scope="module")
+def two_workers(ray_session: None) -> Iterator[Executor]:
+    with ray_executor(2) as executor:
+        yield executor
+
+
+def test_two_ray_workers_give_the_same_negatives(
+    two_workers: Executor, finished: Any, settings_of: Settings, tmp_path: Path
+) -> None:
+    mine(with_ray(settings_of(tmp_path / "work"), 2), two_workers)
+    assert_same_negatives(tmp_path / "work", finished)
+
+
+def test_one_ray_worker_gives_the_same_negatives(
+    ray_session: None, finished: Any, settings_of: Settings, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "work"
+    copy_stages(finished.workdir, workdir, "corpus", "anchors", "probe")
+    with ray_executor(1) as executor:
+        mine(with_ray(settings_of(workdir), 1), executor)
+    assert_same_negatives(workdir, finished)
+
+
+@pytest.mark.parametrize(("rows_per_shard", "keep"), [(700, True), (450, False)])
+def test_other_shards_with_and_without_embeddings_give_the_same_negatives(
+    rows_per_shard: int, keep: bool, finished: Any, settings_of: Settings, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "work"
+    sections = {"corpus": {"rows_per_shard": rows_per_shard}, "encoder": {"keep_embeddings": keep}}
+    mine(settings_of(workdir, **sections))
+    assert len(list((workdir / "similarities").glob("*.arrow"))) == math.ceil(1_195 / rows_per_shard)
+    assert (workdir / "embeddings").exists() == keep
+    assert_same_negatives(workdir, finished)
+
+
+def finished_shards(workdir: Path) -> int:
+    return len(list((workdir / "embeddings").glob("*.arrow.json")))
+
+
+def start_and_kill(config: Path, when: Callable[[], bool]) -> None:
+    """Start a run in a process of its own, and kill it when something is the case."""
+    command = [sys.executable, "-m", "scalemine", "mine", str(config)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while not when() and process.poll() is None:
+            time.sleep(0.002)
+        process.kill()
+        assert process.stderr is not None
+        errors = process.stderr.read().decode()
+    assert process.returncode == -signal.SIGKILL, errors
+
+
+def test_a_run_that_is_killed_and_called_again_gives_the_same_negatives(
+    finished: Any, settings_of: Settings, tmp_path: Path
+) -> None:
+    workdir, config = tmp_path / "work", tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(settings_of(workdir)))
+
+    start_and_kill(config, (workdir / "embeddings" / "stage.json").exists)
+    assert finished_shards(workdir) == 0
+    start_and_kill(config, lambda: finished_shards(workdir) >= 2)
+    assert 2 <= finished_shards(workdir) < NUM_SHARDS
+    done = {path: path.stat().st_mtime_ns for path in (workdir / "embeddings").glob("*.arrow.json")}
+    start_and_kill(config, (workdir / "mined" / "stage.json").exists)
+    assert finished_shards(workdir) == NUM_SHARDS
+    assert not (workdir / "negatives.parquet").exists()
+
+    mine(settings_of(workdir))
+    assert_same_negatives(workdir, finished)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert not list(workdir.rglob("*.tmp"))
+
+
+def actors() -> list[psutil.Process]:
+    """Return the processes of this session's actors."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if any("ray::_Actor" in part for part in process.cmdline()):
+                found.append(process)
+    return found
+
+
+def test_a_worker_that_is_killed_is_replaced(
+    two_workers: Executor,
+    finished: Any,
+    settings_of: Settings,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    killed: list[int] = []
+
+    @contextlib.contextmanager
+    def kill_after_the_first_shard(stage: str, _: int | None) -> Iterator[Callable[[int], None]]:
+        def advance(_: int) -> None:
+            # Two shards for each of two workers: what was not the first to finish is still in flight.
+            if stage == "embed" and not killed:
+                process = actors()[0]
+                process.send_signal(signal.SIGKILL)
+                killed.append(process.pid)
+
+        yield advance
+
+    workdir = tmp_path / "work"
+    copy_stages(finished.workdir, workdir, "corpus", "anchors", "probe")
+    mine(with_ray(settings_of(workdir), 2), two_workers, show=kill_after_the_first_shard)
+    assert killed
+    assert "a worker died and is replaced" in caplog.text
+    assert not {process.pid for process in actors()} & set(killed)
+    assert_same_negatives(workdir, finished)
+
+
+def test_second_call_does_nothing_new(copy_of_finished: Callable[..., Path], settings_of: Settings) -> None:
+    workdir = copy_of_finished()
+
+    def state() -> dict[Path, tuple[int, int]]:
+        files = [path for path in workdir.rglob("*") if path.is_file() and path.name != "manifest.json"]
+        return {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in files}
+
+    before, manifest = state(), read_json(workdir / "manifest.json")
+    run = mine(settings_of(workdir))
+    assert state() == before
+    assert run.seconds == {}
+    again = read_json(workdir / "manifest.json")
+    changes = {key for key in again.keys() | manifest.keys() if again.get(key) != manifest.get(key)}
+    assert changes == {"config", "finished"}  # the copy is another workdir
+
+
+def test_a_file_that_was_cut_is_made_again(
+    finished: Any, copy_of_finished: Callable[..., Path], settings_of: Settings
+) -> None:
+    workdir = copy_of_finished()
+    cut = workdir / "similarities" / "00001.arrow"
+    cut.write_bytes(cut.read_bytes()[:-8])
+    (workdir / "negatives.parquet").write_bytes(b"")
+    mine(settings_of(workdir))
+    assert cut.read_bytes() == (finished.workdir / "similarities" / "00001.arrow").read_bytes()
+    assert_same_negatives(workdir, finished)
+
+
+def test_embeddings_are_dropped_from_a_run_that_had_them(
+    finished: Any, copy_of_finished: Callable[..., Path], settings_of: Settings
+) -> None:
+    workdir = copy_of_finished()
+    mine(settings_of(workdir, encoder={"keep_embeddings": False}))
+    assert_same_negatives(workdir, finished)
+
+
+def test_embedding_after_mining_keeps_what_the_manifest_says(
+    copy_of_finished: Callable[..., Path], settings_of: Settings
+) -> None:
+    workdir = copy_of_finished()
+    before = read_json(workdir / "manifest.json")
+    run_embed(Run(Config.model_validate(settings_of(workdir)), InlineExecutor()))
+    after = read_json(workdir / "manifest.json")
+    for key in ("yield", "sets", "forecast", "warnings", "encoder", "counts"):
+        assert after[key] == before[key], key
+
+
+def test_other_positives_give_the_same_as_a_fresh_run(
+    copy_of_finished: Callable[..., Path], settings_of: Settings
+) -> None:
+    workdir = copy_of_finished()
+    values = settings_of(workdir, positives={"classes": ["traffic"]}, mining={"per_class": 3})
+    mine(values, redo=True)
+    kept = rows_of(workdir), read_json(workdir / "manifest.json")["encoder"]
+    shutil.rmtree(workdir / "probe")
+    shutil.rmtree(workdir / "mined")
+    mine(values, redo=True)
+    assert (rows_of(workdir), read_json(workdir / "manifest.json")["encoder"]) == kept
+
+
+# The ways to mine
+
+
+def test_fit_on_a_sample(finished: Any, copy_of_finished: Callable[..., Path], settings_of: Settings) -> None:
+    workdir = copy_of_finished()
+    mine(settings_of(workdir, mining={"fit": "sample", "per_class": 3}), redo=True)
+    exact, sampled = (read_json(folder / "distributions.json") for folder in (finished.workdir, workdir))
+    for before, after in zip(exact, sampled, strict=True):
+        assert before["fit"] == {"method": "exact", "rows": before["count"]}
+        assert after["fit"] == {"method": "sample", "rows": 300}
+        assert after["mean"] != before["mean"]
+        # Four standard errors.
+        assert abs(after["mean"] - before["mean"]) < 4 * before["std"] / math.sqrt(300)
+        assert after["count"] == before["count"]
+    assert_in_bands(rows_of(workdir), sampled)
+
+
+def test_upper_tail(copy_of_finished: Callable[..., Path], settings_of: Settings) -> None:
+    workdir = copy_of_finished()
+    mine(settings_of(workdir, mining={"tails": "upper", "per_class": 3}), redo=True)
+    rows = rows_of(workdir)
+    assert min(row["z"] for row in rows) >= 0
+    assert {row["band"] for row in rows} == set(BANDS)
+    assert_in_bands(rows, read_json(workdir / "distributions.json"))
+
+
+def test_number_per_class_and_band(copy_of_finished: Callable[..., Path], settings_of: Settings) -> None:
+    workdir = copy_of_finished()
+    run = mine(settings_of(workdir, mining={"per_class": 3, "bands": [2, 1]}), redo=True)
+    counts = Counter((row["class_name"], row["band"]) for row in rows_of(workdir))
+    assert counts == {(name, band): 3 for name, _ in counts for band in (1, 2)}
+    assert len(counts) == 2 * len(read_json(workdir / "distributions.json"))
+    assert not (workdir / "sets" / "train_3s.parquet").exists()
+    assert not [message for message in run.warnings if "negatives found" in message]
+
+
+def test_another_seed_gives_other_negatives(
+    finished: Any, copy_of_finished: Callable[..., Path], settings_of: Settings
+) -> None:
+    workdir = copy_of_finished()
+    mine(settings_of(workdir, mining={"per_class": 3}) | {"seed": 43}, redo=True)
+    rows = [row for row in rows_of(workdir) if row["band"] == 1]
+    assert {row["seed"] for row in rows} == {43}
+    before = {row["id"] for row in rows_of(finished.workdir)}
+    assert len({row["id"] for row in rows} - before) > len(rows) / 2
+
+
+# The contract of the files
+
+
+def positives_of(sample_folder: Path, name: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(sample_folder / f"{name}.parquet").to_pylist()
+    return rows
+
+
+def test_as_many_as_positives_where_the_corpus_has_them(finished: Any, sample_folder: Path) -> None:
+    wanted = Counter(
+        row["type"] for name in ("positives", "positives_test") for row in positives_of(sample_folder, name)
+    )
+    counts = Counter((row["class_name"], row["band"]) for row in rows_of(finished.workdir))
+    for name, quota in wanted.items():
+        assert [counts[name, band] for band in (1, 2)] == [quota, quota]
+        assert max(counts[name, band] for band in BANDS) <= quota
+    assert {name for name, _ in counts} == set(wanted)
+
+
+def test_columns_of_the_negatives(finished: Any) -> None:
+    schema = pq.read_schema(finished.workdir / "negatives.parquet")
+    assert {field.name: str(field.type) for field in schema} == {
+        "id": "string",
+        "text": "string",
+        "class_name": "string",
+        "band": "int8",
+        "cosine": "float",
+        "z": "float",
+        "nearest_positive_id": "string",
+        "nearest_positive_cosine": "float",
+        "false_negative_probability": "float",
+        "strategy": "string",
+        "seed": "int64",
+    }
+    rows = rows_of(finished.workdir)
+    assert {(row["strategy"], row["seed"]) for row in rows} == {("sigma_bands", 42)}
+
+
+def assert_in_bands(rows: list[dict[str, Any]], distributions: list[dict[str, Any]]) -> None:
+    fitted = {row["class_name"]: row for row in distributions}
+    assert rows
+    for row in rows:
+        normal = fitted[row["class_name"]]
+        z = (row["cosine"] - normal["mean"]) / normal["std"]
+        assert row["z"] == pytest.approx(z, abs=1e-4)
+        assert row["band"] - 1 - 1e-4 <= abs(z)
+        assert row["band"] == 4 or abs(z) < row["band"] + 1e-4
+
+
+def test_negatives_lie_in_their_bands(finished: Any) -> None:
+    assert_in_bands(rows_of(finished.workdir), read_json(finished.workdir / "distributions.json"))
+
+
+def test_negatives_are_rows_of_the_corpus(finished: Any) -> None:
+    shards = sorted((finished.workdir / "corpus" / "shards").glob("*.parquet"))
+    texts = {row["id"]: row["text"] for shard in shards for row in pq.read_table(shard).to_pylist()}
+    rows = rows_of(finished.workdir)
+    assert {row["id"]: row["text"] for row in rows} == {row["id"]: texts[row["id"]] for row in rows}
+
+
+def test_no_text_is_in_two_cells_and_none_is_a_positive(finished: Any, sample_folder: Path) -> None:
+    keys = Counter(duplicate_key(row["text"]) for row in rows_of(finished.workdir))
+    assert set(keys.values()) == {1}
+    for name in ("positives", "positives_test"):
+        assert not keys.keys() & {duplicate_key(row["text"]) for row in positives_of(sample_folder, name)}
+
+
+def test_a_corpus_of_positives_gives_none_of_them(
+    sample_folder: Path, settings_of: Settings, copy_of_finished: Callable[..., Path], tmp_path: Path
+) -> None:
+    copy = copy_of_finished()
+    shards = sorted((copy / "corpus" / "shards").glob("*.parquet"))
+    lines = [json.dumps({"id": row["id"], "text": row["text"]}) for row in pq.read_table(shards[0]).to_pylist()]
+    for index, row in enumerate(positives_of(sample_folder, "positives")):
+        lines.append(json.dumps({"id": f"same-{index}", "text": row["text"]}))
+        lines.append(json.dumps({"id": f"retweet-{index}", "text": f"RT @someone: {row['text']} https://t.co/abc"}))
+    (tmp_path / "mixed.jsonl").write_text("\n".join(lines) + "\n")
+    values = settings_of(tmp_path / "mixed", corpus={"uri": str(tmp_path / "mixed.jsonl")})
+    run = mine(values)
+    ids = {row["id"] for row in rows_of(tmp_path / "mixed")}
+    assert not [id_ for id_ in ids if id_.startswith(("same-", "retweet-"))]
+    assert run.facts["mined"]["passed_over"]["copy of a positive"] > 0
+
+
+def test_nearest_positive_is_one(finished: Any, sample_folder: Path) -> None:
+    ids = {row["id"] for row in positives_of(sample_folder, "positives")}
+    for row in rows_of(finished.workdir):
+        assert row["nearest_positive_id"] in ids
+        assert -1 <= row["nearest_positive_cosine"] <= 1.0001
+
+
+def test_keys_of_the_distributions(finished: Any, sample_folder: Path) -> None:
+    distributions = read_json(finished.workdir / "distributions.json")
+    accepted = read_json(finished.workdir / "manifest.json")["counts"]["accepted"]
+    wanted = Counter(row["type"] for row in positives_of(sample_folder, "positives"))
+    assert {row["class_name"]: row["num_positives"] for row in distributions} == wanted
+    for row in distributions:
+        assert {
+            *("class_name", "num_positives", "count", "mean", "std", "skewness", "excess_kurtosis", "ks_statistic"),
+            *("band_counts", "auc", "fit"),
+        } <= row.keys()
+        assert row["count"] == accepted == sum(row["band_counts"].values())
+        assert row["band_counts"].keys() == {"1", "2", "3", "4"}
+        assert 0.6 < row["band_counts"]["1"] / accepted < 0.8
+        assert row["auc"] > 0.8
+
+
+SETS = {f"{part}_{kind}" for part in ("train", "test") for kind in ("no", "random", "1s", "2s", "3s")}
+
+
+def set_rows(workdir: Path, name: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(workdir / "sets" / f"{name}.parquet").to_pylist()
+    return rows
+
+
+def test_names_and_columns_of_the_sets(finished: Any) -> None:
+    files = sorted((finished.workdir / "sets").glob("*.parquet"))
+    assert {path.stem for path in files} == SETS | {"test_random_plus"}
+    for path in files:
+        schema = pq.read_schema(path)
+        assert schema.names == ["id", "text", "class_name", "label_source", "spans", "is_negative"]
+        assert schema.field("is_negative").type == pa.bool_()
+
+
+def test_sets_hold_the_positives_and_as_many_negatives(finished: Any, sample_folder: Path) -> None:
+    for part, source in (("train", "positives"), ("test", "positives_test")):
+        positives = positives_of(sample_folder, source)
+        for kind in ("no", "random", "1s", "2s", "3s"):
+            rows = set_rows(finished.workdir, f"{part}_{kind}")
+            labelled = [(row["id"], row["class_name"], row["spans"]) for row in rows if not row["is_negative"]]
+            assert labelled == [(row["id"], row["type"], row["spans"]) for row in positives]
+            negatives = len(rows) - len(labelled)
+            assert negatives <= len(positives)
+            if kind != "3s":
+                assert negatives == (0 if kind == "no" else len(positives))
+    plus = [row for row in set_rows(finished.workdir, "test_random_plus") if row["is_negative"]]
+    assert len(plus) == 10 * len(positives_of(sample_folder, "positives_test"))
+
+
+def test_train_and_test_share_no_negative(finished: Any) -> None:
+    keys: dict[str, set[bytes]] = {"train": set(), "test": set()}
+    for name in SETS | {"test_random_plus"}:
+        rows = [row for row in set_rows(finished.workdir, name) if row["is_negative"]]
+        keys[name.split("_")[0]] |= {duplicate_key(row["text"]) for row in rows}
+        assert len({row["id"] for row in rows}) == len(rows)
+        kind = name.split("_")[1]
+        if kind != "no":
+            assert {row["label_source"] for row in rows} == {kind if kind == "random" else f"mined_{kind}"}
+    assert keys["train"]
+    assert not keys["train"] & keys["test"]
+
+
+def test_what_was_read_was_accepted_or_rejected(finished: Any) -> None:
+    rejects = pq.read_table(finished.workdir / "corpus" / "rejects.parquet")
+    assert rejects.column_names == ["source", "line", "reason", "excerpt"]
+    counts = read_json(finished.workdir / "manifest.json")["counts"]
+    accepted = sum(pq.read_metadata(p).num_rows for p in (finished.workdir / "corpus" / "shards").glob("*.parquet"))
+    assert rejects.num_rows > 0
+    assert (counts["accepted"], counts["rejected"]) == (accepted, rejects.num_rows)
+    assert accepted + rejects.num_rows == counts["read"] == 1_200
+    assert Counter(rejects["reason"].to_pylist()) == counts["rejected_by_reason"]
+
+
+def test_embeddings_match_the_corpus_by_id_and_position(finished: Any) -> None:
+    for shard in sorted((finished.workdir / "corpus" / "shards").glob("*.parquet")):
+        ids = pq.read_table(shard)["id"].to_pylist()
+        with pa.memory_map(str(finished.workdir / "embeddings" / f"{shard.stem}.arrow")) as source:
+            embedded = pa.ipc.open_file(source).read_all()
+            assert embedded["id"].to_pylist() == ids
+            vectors = np.stack(embedded["vector"].to_numpy())
+        assert vectors.dtype == np.float16
+        assert np.allclose(np.linalg.norm(vectors.astype(np.float64), axis=1), 1, atol=2e-3)
+
+
+def test_manifest_says_what_ran(finished: Any) -> None:
+    manifest = read_json(finished.workdir / "manifest.json")
+    assert manifest["config"]["mining"]["fit"] == "exact"
+    assert manifest["config"]["seed"] == 42
+    assert set(manifest["inputs"]) >= {"corpus", "weights"}
+    assert {"python", "torch", "transformers", "ray", "pyarrow"} <= manifest["versions"].keys()
+    assert {"import", "anchors", "probe", "embed", "negatives", "sets"} <= manifest["seconds"].keys()
+    assert manifest["tweets_per_second"] > 0
+    counts = manifest["counts"]
+    assert counts["rows"] == counts["accepted"]
+    assert counts["cut"] > 0
+    assert counts["quarantined"] == 0
+    found = Counter((row["class_name"], row["band"]) for row in rows_of(finished.workdir))
+    assert {(row["class_name"], row["band"]): row["found"] for row in manifest["yield"]} == found
+
+
+def test_report_loads_nothing_from_the_network(finished: Any) -> None:
+    page = (finished.workdir / "report.html").read_text(encoding="utf-8")
+    assert not re.search(r"""(?:src|href|action|data|poster|srcset)\s*=\s*["']?\s*(?:https?:)?//""", page)
+    assert not re.search(r"""url\(\s*["']?\s*(?:https?:)?//|@import|<script|<iframe|<link""", page)
+    assert "bombing" in page
+
+
+# What is said before and after
+
+
+def test_a_band_that_cannot_be_filled_is_forecast_before_and_warned_of_after(finished: Any) -> None:
+    assert finished.embedded_before_forecast == []
+    short = {(one.class_name, one.band) for one in finished.forecasts if one.may_fall_short}
+    assert short
+    assert {band for _, band in short} == {4}
+    yields = read_json(finished.workdir / "manifest.json")["yield"]
+    missed = [row for row in yields if row["found"] < row["quota"]]
+    assert {(row["class_name"], row["band"]) for row in missed if row["band"] == 4} == short
+    for row in missed:
+        line = f"{row['class_name']}, band {row['band']}: {row['found']} of {row['quota']} negatives found"
+        assert [message for message in finished.warnings if message.startswith(line)]
+    assert read_json(finished.workdir / "manifest.json")["warnings"] == finished.warnings
+
+
+def test_forecast_holds_what_the_corpus_holds(finished: Any) -> None:
+    counts = {row["class_name"]: row["band_counts"] for row in read_json(finished.workdir / "distributions.json")}
+    inside = [one.low <= counts[one.class_name][str(one.band)] <= one.high for one in finished.forecasts]
+    assert len(inside) == len(counts) * len(BANDS)
+    # 95 % intervals of cells that are not independent.
+    assert np.mean(inside) > 0.75
+
+
+def test_many_ids_that_came_before_are_warned_of(settings_of: Settings, tmp_path: Path) -> None:
+    (tmp_path / "tweets.csv").write_text("id,text\n" + "".join(f"{i % 50},tweet {i}\n" for i in range(100)))
+    run = Run(
+        Config.model_validate(settings_of(tmp_path / "work", corpus={"uri": str(tmp_path / "tweets.csv")})),
+        InlineExecutor(),
+    )
+    assert run_import(run).num_rows == 50
+    assert [message for message in run.warnings if message.startswith("50 of 100 records have an id")]
+
+
+def test_a_corpus_that_was_imported_is_used_in_place(
+    finished: Any, settings_of: Settings, sample_folder: Path, tmp_path: Path
+) -> None:
+    config = Config.model_validate(settings_of(tmp_path / "work")).corpus
+    imported = import_corpus(config, tmp_path / "imported")
+    values = settings_of(tmp_path / "work", corpus={"uri": str(tmp_path / "imported")})
+    run = Run(Config.model_validate(values), InlineExecutor(), show=silent)
+    assert run_import(run).fingerprint == imported.fingerprint
+    assert not (tmp_path / "work" / "corpus" / "shards").exists()
+    assert imported.fingerprint == read_json(finished.workdir / "manifest.json")["inputs"]["corpus"]
+
+
+# Against an independent encoder
+
+
+def oracle_positions(
+    negatives: list[dict[str, Any]],
+    positives: list[tuple[str, str]],
+    corpus: list[str],
+    *,
+    max_length: int | None,
+) -> tuple[dict[str, tuple[float, float]], list[float]]:
+    """Return mean and standard deviation of S_an per class, and z of each negative, all by sentence-transformers."""
+    from sentence_transformers import SentenceTransformer
+
+    from scalemine.config import EncoderConfig
+    from scalemine.mining.encoder import find_model
+
+    model = SentenceTransformer(str(find_model(EncoderConfig())), device="cpu", local_files_only=True)
+    if max_length:
+        model.max_seq_length = max_length
+
+    def encode(texts: list[str]) -> np.ndarray:
+        return np.asarray(model.encode(texts, normalize_embeddings=True, show_progress_bar=False), np.float64)
+
+    vectors_MD, vectors_ND = encode([text for text, _ in positives]), encode(corpus)
+    classes = np.array([name for _, name in positives])
+    normals, anchors = {}, {}
+    for name in sorted(set(classes)):
+        mean_D = vectors_MD[classes == name].mean(axis=0)
+        anchors[name] = mean_D / np.linalg.norm(mean_D)
+        similarities_N = vectors_ND @ anchors[name]
+        normals[name] = (float(similarities_N.mean()), float(similarities_N.std()))
+    vectors = dict(zip(corpus, vectors_ND, strict=True))
+    positions = []
+    for row in negatives:
+        mean, std = normals[row["class_name"]]
+        positions.append((float(vectors[row["text"]] @ anchors[row["class_name"]]) - mean) / std)
+    return normals, positions
+
+
+def assert_bands_by_oracle(workdir: Path, positives: list[tuple[str, str]], max_length: int | None) -> None:
+    shards = sorted((workdir / "corpus" / "shards").glob("*.parquet"))
+    corpus = [text for shard in shards for text in pq.read_table(shard)["text"].to_pylist()]
+    negatives = rows_of(workdir)
+    normals, positions = oracle_positions(negatives, positives, corpus, max_length=max_length)
+    for row in read_json(workdir / "distributions.json"):
+        mean, std = normals[row["class_name"]]
+        assert row["mean"] == pytest.approx(mean, abs=0.01 * std)
+        assert row["std"] == pytest.approx(std, rel=0.01)
+    # What low precision in the corpus does to mean and deviation moves an edge by a hundredth of a sigma, not more.
+    for row, z in zip(negatives, positions, strict=True):
+        assert row["z"] == pytest.approx(z, abs=0.05)
+        assert row["band"] - 1.02 <= abs(z)
+        assert row["band"] == 4 or abs(z) < row["band"] + 0.02
+
+
+@pytest.mark.data
+def test_bands_of_real_tweets(data_folder: Path, tmp_path: Path) -> None:
+    tweets = pq.read_table(data_folder / "corpus.parquet").slice(100_000, 2_000)
+    pq.write_table(tweets, tmp_path / "tweets.parquet")
+    train = data_folder / "crisis_spans_train.parquet"
+    workdir = tmp_path / "work"
+    mine(
+        {
+            "workdir": str(workdir),
+            "corpus": {"uri": str(tmp_path / "tweets.parquet"), "id": ["source", "id"]},
+            "positives": {"uri": str(train), "class_name": "type"},
+            "mining": {"per_class": 10, "sample_size": 300},
+        }
+    )
+    positives = pq.read_table(train, columns=["text", "type"]).to_pylist()
+    assert_bands_by_oracle(workdir, [(row["text"], row["type"]) for row in positives], None)
+    counts = Counter((row["class_name"], row["band"]) for row in rows_of(workdir))
+    assert [counts[name, band] for name in sorted({n for n, _ in counts}) for band in (1, 2)] == [10] * 12
+
+
+def test_bands_of_invented_tweets(finished: Any, sample_folder: Path) -> None:
+    positives = [(row["text"], row["type"]) for row in positives_of(sample_folder, "positives")]
+    assert_bands_by_oracle(finished.workdir, positives, 24)
+
+
+@pytest.fixture
+def data_folder() -> Path:
+    folder = Path(os.environ.get("SCALEMINE_DATA") or Path(__file__).parents[2] / "shared" / "data")
+    if not (folder / "corpus.parquet").exists():
+        pytest.skip(f"no real tweets in {folder}; name their folder in SCALEMINE_DATA")
+    return folder
