@@ -147,7 +147,7 @@ def test_max_length_beyond_the_model():
 
 
 @settings(deadline=None)
-@given(st.lists(st.integers(0, 300), max_size=80), st.integers(1, 1_000))
+@given(st.lists(st.integers(1, 300), max_size=80), st.integers(1, 1_000))
 def test_length_batches(lengths, budget):
     batches = list(length_batches(lengths, budget))
     assert Counter(row for batch in batches for row in batch) == Counter(range(len(lengths)))

@@ -252,6 +252,18 @@ def test_scarcest_cell_is_served_first(world, tmp_path):
         assert by_cell(mined.table) == oracle(world, MiningConfig(), wanted, counts)
 
 
+def test_scarcest_is_by_its_quota(tmp_path):
+    # Every tweet lies in band 1 of both classes, so the cell that is served second gets what the first one leaves.
+    world = replace(make_world(num_rows=80, seed=5), normals={name: Normal(0.0, 5.0) for name in NAMES})
+    config = MiningConfig(bands=(1,))
+    available = {("fire", 1): 80, ("flood", 1): 80}
+    for wanted in ({("fire", 1): 50, ("flood", 1): 60}, {("fire", 1): 60, ("flood", 1): 50}):
+        mined = mine(world, tmp_path / str(wanted["fire", 1]), config, wanted, available=available)
+        assert by_cell(mined.table) == oracle(world, config, wanted, available)
+        first = max(wanted, key=wanted.get)
+        assert len(by_cell(mined.table)[first]) == 60
+
+
 def test_nothing_in_the_band(world, tmp_path):
     far = replace(world, normals={name: Normal(-5.0, 0.1) for name in NAMES}, encoded=[])
     mined = mine(far, tmp_path, MiningConfig(bands=(1,)), same_everywhere(3), available=same_everywhere(0))

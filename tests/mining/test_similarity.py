@@ -211,6 +211,13 @@ def test_ks_statistic_equals_loop():
     assert abs(found.ks_statistic(normal) - jumps) <= found.counts_B.max() / found.count + 1e-3
 
 
+def test_ks_statistic_of_few_steps():
+    # A normal three steps wide, rounded: it is the rounding that must not count.
+    quantiles = scipy.stats.norm.ppf((np.arange(20_000) + 0.5) / 20_000, 100, 3)
+    found = distribution(np.rint(quantiles))
+    assert found.ks_statistic(Normal(100 / STEPS_PER_UNIT, 3 / STEPS_PER_UNIT)) < 1e-3
+
+
 def test_ks_statistic_of_a_normal_is_small_and_of_another_large():
     normal = Normal(0.1, 0.05)
     quantiles = scipy.stats.norm.ppf((np.arange(20_000) + 0.5) / 20_000, 0.1, 0.05)

@@ -110,8 +110,10 @@ def _read_table(uri: str) -> pa.Table:
             case ".csv" | ".tsv":
                 table = _read_csv(path, "\t" if path.suffix.lower() == ".tsv" else ",")
             case ".jsonl" | ".ndjson" | ".json":
-                lines = path.read_text(encoding="utf-8").splitlines()
-                table = pa.Table.from_pylist([json.loads(line) for line in lines if line.strip()])
+                lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+                if not lines:
+                    raise pa.ArrowInvalid("the file is empty")
+                table = pa.Table.from_pylist([json.loads(line) for line in lines])
             case _:
                 raise InputError(f"positives.uri: {uri}: unknown ending; expected .parquet, .csv, .tsv or .jsonl")
     except UnicodeDecodeError:

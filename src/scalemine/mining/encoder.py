@@ -111,7 +111,9 @@ class Encoder:
             ]
             for row, tokens in zip(long, cut, strict=True):
                 ids[row] = tokens
-        return Tokens(ids, len(long))
+        # A tokeniser without special tokens makes nothing of an empty text.
+        nothing = [self._tokenizer.pad_token_id or 0]
+        return Tokens([tokens or nothing for tokens in ids], len(long))
 
     def encode(self, tokens: Tokens) -> FloatArray:
         """Return the embeddings ``(N, D)``, float32 rows of length 1, in the order of the texts."""
@@ -169,7 +171,7 @@ def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[i
     sorted_lengths = np.asarray(lengths, np.int64)[order]
     for rows in np.split(order, np.flatnonzero(np.diff(sorted_lengths)) + 1):
         if len(rows):
-            size = max(1, batch_tokens // max(1, int(lengths[rows[0]])))
+            size = max(1, batch_tokens // int(lengths[rows[0]]))
             for start in range(0, len(rows), size):
                 yield rows[start : start + size].tolist()
 

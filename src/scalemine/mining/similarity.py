@@ -35,7 +35,7 @@ BLOCK_ROWS = 4_096
 BANDS = (1, 2, 3, 4)
 
 # Embeddings are memory-mapped, hence read-only, and only read here.
-warnings.filterwarnings("ignore", message="The given NumPy array is not writable", module=__name__)
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
 def anchor_grid(anchors_KD: NDArray[np.float32]) -> NDArray[np.float32]:
