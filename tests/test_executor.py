@@ -367,3 +367,26 @@ def test_token_that_is_there_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/mine")
     _private_token()
     assert os.environ["RAY_AUTH_TOKEN_PATH"] == "/mine"
+
+
+NO_CLUSTER = """
+from scalemine.config import ComputeConfig, InputError
+from scalemine.executor import StopSignals, make_executor
+config = ComputeConfig(executor="ray", address="127.0.0.1:9")
+try:
+    with make_executor(config, signals=StopSignals(), wants_gpu=False):
+        print("connected")
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.xfail(
+    strict=True,
+    raises=subprocess.TimeoutExpired,
+    reason="ray.init goes on trying for many minutes where nothing answers",
+)
+def test_ray_cluster_that_does_not_answer() -> None:
+    done = subprocess.run([sys.executable, "-c", NO_CLUSTER], capture_output=True, text=True, timeout=90)
+    assert done.stdout.startswith("compute.address: no Ray cluster at '127.0.0.1:9'")

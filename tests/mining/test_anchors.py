@@ -179,6 +179,25 @@ def test_csv_that_is_not_utf8(tmp_path):
     assert "UTF-8" in failure(path).upper().replace("UTF8", "UTF-8")
 
 
+@pytest.mark.parametrize("late", ["id", "spans"])
+def test_jsonl_keys_that_the_first_line_lacks(tmp_path, late):
+    rows = [{**row, "spans": spans} for row, spans in zip(ROWS, SPANNED, strict=True)]
+    expected = [None, *(row[late] for row in rows[1:])]
+    del rows[0][late]
+    assert read(write(tmp_path / "p.jsonl", rows)).table[late].to_pylist()[1:] == expected[1:]
+
+
+@pytest.mark.parametrize("line", ['{"id": 99999999999999999999, "text": "ash"', '{"id": 1, "text": "ash \\ud83d"'])
+def test_jsonl_values_that_arrow_does_not_hold(tmp_path, line):
+    # A number above 64 bits; half an emoji, as cut tweets have it. Read or refused in one line, but no traceback.
+    path = tmp_path / "p.jsonl"
+    path.write_text(line + ', "class_name": "fire"}\n')
+    try:
+        assert read(path).table.num_rows == 1
+    except InputError as error:
+        assert str(path) in str(error)
+
+
 def labelled(counts) -> Positives:
     rows = [
         {"id": f"{name}{i}", "text": f"{name} number {i}", "class_name": name, "spans": None}

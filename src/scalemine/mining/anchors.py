@@ -110,15 +110,12 @@ def _read_table(uri: str) -> pa.Table:
             case ".csv" | ".tsv":
                 table = _read_csv(path, "\t" if path.suffix.lower() == ".tsv" else ",")
             case ".jsonl" | ".ndjson" | ".json":
-                lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
-                if not lines:
-                    raise pa.ArrowInvalid("the file is empty")
-                table = pa.Table.from_pylist([json.loads(line) for line in lines])
+                table = _read_json_lines(path)
             case _:
                 raise InputError(f"positives.uri: {uri}: unknown ending; expected .parquet, .csv, .tsv or .jsonl")
-    except UnicodeDecodeError:
+    except UnicodeError:
         raise InputError(f"positives.uri: {uri} is not UTF-8; convert it first") from None
-    except (pa.ArrowException, csv.Error, json.JSONDecodeError, OSError, AttributeError) as error:
+    except (pa.ArrowException, csv.Error, json.JSONDecodeError, OSError) as error:
         raise InputError(f"positives.uri: {uri} cannot be read: {str(error).splitlines()[0]}") from None
     twice = [name for name in table.column_names if table.column_names.count(name) > 1]
     if twice:
@@ -131,14 +128,36 @@ def _read_csv(path: Path, delimiter: str) -> pa.Table:
     csv.field_size_limit(2**31 - 1)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=delimiter, strict=True)
-        header = next(reader, None)
-        if header is None:
-            raise csv.Error("the file is empty")
-        rows = [row for row in reader if row]
+        try:
+            header = next(reader, None)
+            rows = [row for row in reader if row]
+        except csv.Error as error:
+            raise csv.Error(f"line {reader.line_num}: {error}") from None
+    if header is None:
+        raise csv.Error("the file is empty")
     for row in rows:
         if len(row) != len(header):
             raise csv.Error(f"a row has {len(row)} fields where the header names {len(header)}: {row[0][:60]!r}")
     return pa.table([pa.array([row[i] for row in rows], pa.string()) for i in range(len(header))], names=header)
+
+
+def _read_json_lines(path: Path) -> pa.Table:
+    """Read objects, one a line; what is neither text nor nested becomes text, as JSON writes it."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if line.strip():
+            rows.append(json.loads(line))
+            if not isinstance(rows[-1], dict):
+                raise pa.ArrowInvalid(f"line {number}: expected an object, got {line[:60]!r}")
+    if not rows:
+        raise pa.ArrowInvalid("the file is empty")
+    columns: dict[str, pa.Array] = {}
+    for name in dict.fromkeys(key for row in rows for key in row):
+        values = [row.get(name) for row in rows]
+        if not any(isinstance(value, list | dict) for value in values):
+            values = [value if value is None or isinstance(value, str) else json.dumps(value) for value in values]
+        columns[name] = pa.array(values)
+    return pa.table(columns)
 
 
 def _column(table: pa.Table, name: str, uri: str, key: str = "positives.id") -> pa.ChunkedArray:
