@@ -211,6 +211,7 @@ def main() -> None:
     parts = arguments.parts or PARTS[:-1]
     if unknown := set(parts) - set(PARTS):
         parser.error(f"unknown part {', '.join(sorted(unknown))}; expected {', '.join(PARTS)}")
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  also into a file
     print(f"{time.strftime('%Y-%m-%d')}, {platform.machine()}, {CORES} cores, torch {torch.__version__}")
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)

@@ -1,5 +1,5 @@
 #!/bin/sh
 # The main path on invented tweets. A second call finds everything done.
 set -eu
-[ -d work/sample/tweets ] || scalemine sample --to work/sample
+[ -f work/sample/positives_test.parquet ] || scalemine sample --to work/sample
 scalemine mine configs/demo.yaml

@@ -269,7 +269,6 @@ def test_import_of_bad_input(
     assert expected in ended.refusal
 
 
-@pytest.mark.xfail(strict=True, reason="the message of a bad option of import does not name the option")
 def test_import_names_the_option_that_is_wrong(call: Any, few_tweets: Path, tmp_path: Path) -> None:
     ended = call("import", few_tweets, "--to", tmp_path / "corpus", "--rows-per-shard", 2_000_000)
     assert ended.code == 2

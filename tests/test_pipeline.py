@@ -242,7 +242,6 @@ def test_other_positives_give_the_same_as_a_fresh_run(
     assert (rows_of(workdir), read_json(workdir / "manifest.json")["encoder"]) == kept
 
 
-@pytest.mark.xfail(strict=True, reason="only the folders of stages are swept, not the work directory itself")
 def test_what_a_killed_run_left_half_written_is_swept_away(
     copy_of_finished: Callable[..., Path], settings_of: Settings
 ) -> None:

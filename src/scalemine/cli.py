@@ -57,7 +57,7 @@ def import_command(
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="folder of the imported corpus")],
     text: Annotated[str | None, typer.Option(help="column of the text; found by its usual names if not given")] = None,
     id_: Annotated[
-        list[str] | None, typer.Option("--id", help="column of the identifier; several are joined by ':'")
+        list[str] | None, typer.Option("--id", help="column of the identifier; several are joined by ':'; : file:line")
     ] = None,
     keep: Annotated[list[str] | None, typer.Option(help="a further column to carry along; repeatable")] = None,
     rows_per_shard: Annotated[int, typer.Option(min=1, help="rows of one shard")] = 16_384,
@@ -68,20 +68,27 @@ def import_command(
 
     from scalemine.config import CorpusConfig, InputError
     from scalemine.corpus import import_corpus
+    from scalemine.executor import StopSignals
     from scalemine.store import Workdir
 
     try:
         config = CorpusConfig(
             uri=tuple(sources),
             text=text,
-            id=tuple(id_) if id_ else None,
+            id=None if id_ is None else tuple(filter(None, id_)),
             keep=tuple(keep or ()),
             rows_per_shard=rows_per_shard,
         )
     except ValidationError as error:
-        raise InputError("; ".join(problem["msg"] for problem in error.errors())) from None
-    with Workdir(to).lock(), _show("import", None) as advance:
-        corpus = import_corpus(config, to, redo=redo, on_rows=advance)
+        problems = (f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
+        raise InputError("; ".join(problems)) from None
+    with Workdir(to).lock(), StopSignals() as signals, _show("import", None) as advance:
+
+        def read(rows: int) -> None:
+            signals.raise_if_requested()
+            advance(rows)
+
+        corpus = import_corpus(config, to, redo=redo, on_rows=read)
     counts = corpus.counts
     print(f"read {counts['read']:,} = accepted {counts['accepted']:,} + rejected {counts['rejected']:,}")
     for reason, count in sorted(counts["rejected_by_reason"].items(), key=lambda item: -item[1]):
@@ -196,7 +203,7 @@ def _run(
         StopSignals() as signals,
         make_executor(config.compute, signals=signals, wants_gpu=wants_gpu) as where,
     ):
-        action(Run(config, where, redo=redo, show=_show, on_forecast=_print_forecast))
+        action(Run(config, where, signals, redo=redo, show=_show, on_forecast=_print_forecast))
 
 
 def _print_plan(config: Any) -> None:  # noqa: ANN401  scalemine.config.Config, which is imported late
@@ -320,9 +327,3 @@ def main() -> None:
         _fail(EXIT_INPUT, " ".join(str(error).split()))
     except Stopped:
         _fail(EXIT_STOPPED, "stopped; what was finished is kept: call again to go on")
-    except KeyboardInterrupt:
-        _fail(130, "interrupted; what was finished is kept: call again to go on")
-    except BrokenPipeError:
-        # The reader of a pipe has left; Python would complain about it once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_FAILED)

@@ -128,7 +128,7 @@ class SetsConfig(Section):
 
 
 class ComputeConfig(Section):
-    """Where the work runs. Nothing here changes a result."""
+    """Where the work runs. Workers, executor and address change no result; threads were not seen to."""
 
     executor: Literal["inline", "ray"] = "inline"
     workers: int = Field(1, ge=1, description="Ray actors; each loads the encoder once")
@@ -190,7 +190,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise InputError(f"--set {override}: expected a.b=value, such as --set mining.per_class=20")
     *sections, key = match[1].split(".")
     for section in sections:
-        inner = values.setdefault(section, {})
+        inner = values[section] = {} if values.get(section) is None else values[section]
         if not isinstance(inner, dict):
             raise InputError(f"--set {override}: {section} is a value, not a section")
         values = inner

@@ -11,9 +11,11 @@ import atexit
 import contextlib
 import logging
 import os
+import re
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import time
 import traceback
@@ -293,7 +295,7 @@ class _Pool:
                 if attempt is None:
                     raise RuntimeError(f"a worker could not be set up:\n{error}") from None
                 yield attempt, None, str(error)
-            except self._ray.exceptions.RayActorError as error:
+            except self._ray.exceptions.RayError as error:  # the actor, its memory or its node
                 lost = [attempt, *member.running.values()] if attempt else list(member.running.values())
                 self._replace(member, str(error))
                 for each in lost:
@@ -363,8 +365,13 @@ def threads_of_worker(config: ComputeConfig) -> int:
     """Return how many threads a worker computes with: as configured, or its share of this machine's cores."""
     if config.threads is not None:
         return config.threads
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // config.workers)
+    # The nodes of a cluster are not this machine.
+    return max(1, num_cores() // config.workers) if config.address == "local" else 1
+
+
+def num_cores() -> int:
+    """Return the cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextlib.contextmanager
@@ -384,8 +391,9 @@ def _ray_session(config: ComputeConfig) -> Iterator[None]:
     if config.address == "local":
         options = {"num_cpus": config.workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
+        _knock(config.address)
         ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise InputError(
             f"compute.address: no Ray cluster at {config.address!r} ({str(error).splitlines()[0]}); "
             f"start one, or set compute.address=local"
@@ -394,6 +402,13 @@ def _ray_session(config: ComputeConfig) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _knock(address: str) -> None:
+    """Raise OSError where nothing answers at host:port; Ray itself would go on trying for many minutes."""
+    match = re.fullmatch(r"([\w.-]+):(\d+)", address)
+    if match:
+        socket.create_connection((match[1], int(match[2])), timeout=10).close()
 
 
 def _private_token() -> None:

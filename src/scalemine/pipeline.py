@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from scalemine.config import Config, InputError
 from scalemine.corpus import Corpus, import_corpus
-from scalemine.executor import Executor, threads_of_worker
+from scalemine.executor import Executor, StopSignals, num_cores, threads_of_worker
 from scalemine.mining import anchors as anchors_module
 from scalemine.mining import distributions, negatives, sets
 from scalemine.mining.anchors import Anchors, Positives, check_classes, make_anchors, read_positives
@@ -61,6 +61,7 @@ class Run:
 
     config: Config
     executor: Executor
+    signals: StopSignals = field(default_factory=StopSignals)
     redo: bool = False
     show: ShowProgress = silent
     on_forecast: Callable[[list[distributions.Forecast]], None] = lambda _: None
@@ -71,7 +72,7 @@ class Run:
     @cached_property
     def workdir(self) -> Workdir:
         """Where everything is written."""
-        return Workdir(self.config.workdir)
+        return Workdir(self.config.workdir.absolute())
 
     @cached_property
     def threads(self) -> int:
@@ -86,12 +87,15 @@ class Run:
     @cached_property
     def float32_encoder(self) -> Encoder:
         """The encoder that decides: of anchors, and of what is selected."""
-        return load_encoder(self.config.encoder, precision="float32", threads=os.cpu_count() or 1)
+        return load_encoder(
+            self.config.encoder, precision="float32", threads=self.config.compute.threads or num_cores()
+        )
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Measure a step; a step that had nothing to do keeps its earlier time."""
         started = time.monotonic()
+        self.signals.raise_if_requested()
         logger.info("%s: started", name)
         yield
         self.seconds[name] = round(time.monotonic() - started, 3)
@@ -110,8 +114,12 @@ def run_import(run: Run) -> Corpus:
         if not done:
             stack.enter_context(run.timed("import"))
         advance = stack.enter_context(run.show("import", None))
-        corpus = import_corpus(run.config.corpus, run.workdir.corpus, redo=run.redo, on_rows=advance)
-    run.facts["corpus"] = corpus.counts
+
+        def read(rows: int) -> None:
+            run.signals.raise_if_requested()  # what is imported of a file is made again, files that are done are not
+            advance(rows)
+
+        corpus = import_corpus(run.config.corpus, run.workdir.corpus, redo=run.redo, on_rows=read)
     run.warnings += corpus.counts["warnings"]
     return corpus
 
@@ -120,6 +128,7 @@ def run_embed(run: Run) -> Embeddings:
     """Import and embed the corpus."""
     if not run.config.encoder.keep_embeddings:
         raise InputError("encoder.keep_embeddings is false, so there is nothing to embed for; use scalemine mine")
+    _ = run.settings  # a model that is not there is said before the work begins
     corpus = run_import(run)
     embeddings = _open_embeddings(run, corpus)
     _encode(run, corpus, embeddings, None)
@@ -133,6 +142,7 @@ def run_mine(run: Run) -> pa.Table:
     positives = read_positives(config.positives.uri, config.positives)
     test = read_positives(config.positives.test_uri, config.positives) if config.positives.test_uri else None
     check_classes(positives, test, config.positives)
+    _ = run.settings  # a model that is not there is said before the work begins
     corpus = run_import(run)
     anchors, anchors_print = _anchors(run, positives)
     wanted = negatives.quotas(config.mining, positives, test)
@@ -141,13 +151,11 @@ def run_mine(run: Run) -> pa.Table:
     embeddings = _open_embeddings(run, corpus) if config.encoder.keep_embeddings else None
     scored = _open_similarities(run, corpus, anchors_print)
     grid_KD = anchor_grid(anchors.vectors_KD)
-    if embeddings:
-        _encode(run, corpus, embeddings, None)
-        if scored.missing():
-            with run.timed("similarities"):
-                score_corpus(embeddings, scored, grid_KD, run.executor, run.threads)
-    else:
-        _encode(run, corpus, None, (scored, grid_KD))
+    # What is encoded now is scored as it is encoded; what was encoded before, from its embeddings.
+    _encode(run, corpus, embeddings, (scored, grid_KD))
+    if embeddings and scored.missing():
+        with run.timed("similarities"):
+            score_corpus(embeddings, scored, grid_KD, run.executor)
     stage = _open_mined(run, scored, test)
     if stage.manifest(run.workdir.negatives) is None:
         with run.timed("negatives"):
@@ -210,7 +218,7 @@ def _probe(run: Run, corpus: Corpus, anchors: Anchors) -> Probe:
         with run.timed("probe"):
             size = run.config.mining.sample_size
             rows = sample_corpus(corpus, size, seed=run.config.seed, purpose="probe", executor=run.executor)
-            encoder = load_encoder(run.config.encoder, threads=os.cpu_count() or 1)
+            encoder = load_encoder(run.config.encoder, threads=run.config.compute.threads or num_cores())
             store_probe(rows, encoder, run.float32_encoder, stage)
         probe = load_probe(stage)
         assert probe is not None
@@ -238,7 +246,8 @@ def _encode(
     if todo:
         rows = sum(shard.num_rows for shard in todo)
         with run.timed("embed"), run.show("embed", rows) as advance:
-            load = encoder_loader(run.config.encoder, run.threads)
+            precision = run.settings["encoder.precision"]
+            load = encoder_loader(run.config.encoder, precision=precision, threads=run.threads)
             encode_corpus(load, corpus, run.executor, embeddings=embeddings, scoring=scoring, on_rows=advance)
         run.facts["tweets_per_second"] = round(rows / max(run.seconds["embed"], 1e-9), 1)
     num_quarantined = write_quarantine(files, run.workdir.quarantine)
@@ -248,6 +257,7 @@ def _encode(
     totals: dict[str, Any] = {key: sum(facts[key] for facts in every) for key in ("distinct", "tokens", "cut")}
     totals |= {"rows": corpus.num_rows, "quarantined": num_quarantined}
     totals |= {key: ", ".join(sorted({facts[key] for facts in every})) for key in ("precision", "device")}
+    totals["max_length"] = max(facts["max_length"] for facts in every)
     run.facts["encoded"] = totals
     if totals["cut"]:
         share = totals["cut"] / max(1, totals["distinct"])
@@ -345,7 +355,8 @@ def _sets(
     stage = open_stage(
         run.workdir.sets, version=1, settings={"sets.random_plus_ratio": ratio}, inputs=inputs, redo=run.redo
     )
-    if not stage.file("sets.json").exists():
+    described = read_json(stage.file("sets.json")) if stage.file("sets.json").exists() else []
+    if not described or any(stage.manifest(stage.file(f"{row['name']}.parquet")) is None for row in described):
         with run.timed("sets"):
             size = sets.num_random(positives.table.num_rows, test.table.num_rows if test else 0, ratio)
             texts = _texts(positives, test)
@@ -376,7 +387,7 @@ def write_manifest(run: Run, corpus: Corpus) -> None:
         "dim": probe.get("dim"),
         "precision": encoded.get("precision"),
         "device": encoded.get("device"),
-        "max_length": run.config.encoder.max_length,
+        "max_length": encoded.get("max_length"),
         "threads": run.threads,
         "max_error": probe.get("max_error"),
         "band_changed_share": probe.get("band_changed_share"),

@@ -14,7 +14,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,8 @@ def open_stage(folder: Path, *, version: int, settings: Json, inputs: Json, redo
     mark = folder / "stage.json"
     if mark.exists():
         before = read_json(mark)
-        if before != now and not redo:
+        finished = [path for path in folder.glob("*.json") if path != mark]
+        if before != now and finished and not redo:
             differences = "; ".join(_differences(before, now))
             raise InputError(
                 f"{folder}: made with another configuration ({differences}); "
@@ -119,11 +120,16 @@ def open_stage(folder: Path, *, version: int, settings: Json, inputs: Json, redo
         if before != now:
             shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.rglob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+    _sweep(folder.rglob(".*.tmp"))
     if not mark.exists():
         write_json(mark, now)
     return Stage(folder, fingerprint(now))
+
+
+def _sweep(leftovers: Iterable[Path]) -> None:
+    """Remove what a killed run left half written."""
+    for leftover in leftovers:
+        leftover.unlink(missing_ok=True)
 
 
 def _differences(before: Json, now: Json) -> Iterator[str]:
@@ -229,6 +235,7 @@ class Workdir:
                 f"{self.root}: workdir cannot be written ({error.strerror}); choose a folder you may write"
             ) from None
         try:
+            _sweep(self.root.glob(".*.tmp"))
             owner.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}\n", "utf-8")
             yield
         finally:

@@ -168,14 +168,17 @@ def _column(table: pa.Table, name: str, uri: str, key: str = "positives.id") -> 
     column = table[name]
     if pa.types.is_nested(column.type):
         raise InputError(f"{key}: column {name!r} of {uri} holds {column.type}, expected text")
-    return column.cast(pa.string())
+    try:
+        return column.cast(pa.string())
+    except pa.ArrowException:
+        raise InputError(f"{key}: column {name!r} of {uri} holds {column.type} that is not UTF-8 text") from None
 
 
 def _spans(table: pa.Table, name: str, uri: str) -> pa.ChunkedArray:
     if name not in table.column_names:
         return pa.chunked_array([pa.nulls(table.num_rows, SPANS)])
     try:
-        if pa.types.is_string(table[name].type):  # as JSON, in a CSV
+        if pa.types.is_string(table[name].type) or pa.types.is_large_string(table[name].type):  # JSON, in a CSV
             spans = [json.loads(text) if text else None for text in table[name].to_pylist()]
             return pa.chunked_array([pa.array(spans, SPANS)])
         return table[name].cast(SPANS)

