@@ -107,11 +107,16 @@ def test_stage_refuses_another_setting_by_name(tmp_path: Path) -> None:
 
 
 def test_stage_refuses_another_input_and_another_version(tmp_path: Path) -> None:
-    open_with(tmp_path / "s", inputs="aaa")
+    open_with(tmp_path / "s", inputs="aaa").file("kept").write_text("kept")
     with pytest.raises(InputError, match='corpus was "aaa", is "bbb"'):
         open_with(tmp_path / "s", inputs="bbb")
     with pytest.raises(InputError, match="stage version was 1, is 2"):
         open_with(tmp_path / "s", inputs="aaa", version=2)
+
+
+def test_stage_that_made_nothing_is_no_obstacle(tmp_path: Path) -> None:
+    open_with(tmp_path / "s", tails="bth")
+    assert open_with(tmp_path / "s", tails="both") == open_with(tmp_path / "s", tails="both")
 
 
 def test_redo_discards_what_was_made_otherwise(tmp_path: Path) -> None:

@@ -248,8 +248,8 @@ def _encode(
         with run.timed("embed"), run.show("embed", rows) as advance:
             precision = run.settings["encoder.precision"]
             load = encoder_loader(run.config.encoder, precision=precision, threads=run.threads)
-            encode_corpus(load, corpus, run.executor, embeddings=embeddings, scoring=scoring, on_rows=advance)
-        run.facts["tweets_per_second"] = round(rows / max(run.seconds["embed"], 1e-9), 1)
+            done = encode_corpus(load, corpus, run.executor, embeddings=embeddings, scoring=scoring, on_rows=advance)
+        run.facts["tweets_per_second"] = round(done / max(run.seconds["embed"], 1e-9), 1)
     num_quarantined = write_quarantine(files, run.workdir.quarantine)
     if num_quarantined:
         run.warn(f"{num_quarantined} rows could not be encoded and are left out; see {run.workdir.quarantine}")

@@ -110,8 +110,8 @@ def open_stage(folder: Path, *, version: int, settings: Json, inputs: Json, redo
     mark = folder / "stage.json"
     if mark.exists():
         before = read_json(mark)
-        finished = [path for path in folder.glob("*.json") if path != mark]
-        if before != now and finished and not redo:
+        has_work = any(path != mark for path in folder.iterdir())
+        if before != now and has_work and not redo:
             differences = "; ".join(_differences(before, now))
             raise InputError(
                 f"{folder}: made with another configuration ({differences}); "

@@ -89,6 +89,7 @@ class FakeEncoder:
     """An encoder whose vectors come from a hash of the text; it notes each text that it encodes in a file."""
 
     dim = 12
+    max_length = 64
     precision = "float32"
     device = "cpu"
 

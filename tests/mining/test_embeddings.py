@@ -264,7 +264,7 @@ def test_score_is_key_and_similarity():
 @pytest.mark.parametrize("poison", [(), POISON])
 def test_scoring_while_encoding_equals_scoring_embeddings(corpus, files, scored, notes, tmp_path, poison):
     encode(corpus, files, notes, poison=poison)
-    score_corpus(files, scored, GRID, InlineExecutor(), 1)
+    score_corpus(files, scored, GRID, InlineExecutor())
     alone = Similarities(oracles.make_stage(tmp_path / "alone"), corpus)
     assert encode(corpus, None, notes, scoring=(alone, GRID), poison=poison) == len(TEXTS)
     assert alone.missing() == scored.missing() == []
@@ -281,11 +281,11 @@ def test_scoring_while_encoding_equals_scoring_embeddings(corpus, files, scored,
 
 def test_score_corpus_does_only_what_is_missing(corpus, files, scored, notes):
     encode(corpus, files, notes)
-    score_corpus(files, scored, GRID, InlineExecutor(), 1)
+    score_corpus(files, scored, GRID, InlineExecutor())
     first, second = corpus.shards[:2]
     scored.path(first).with_suffix(".arrow.json").unlink()
     stamp = scored.path(second).stat().st_mtime_ns
-    score_corpus(files, scored, GRID, InlineExecutor(), 1)
+    score_corpus(files, scored, GRID, InlineExecutor())
     assert scored.missing() == []
     assert scored.path(second).stat().st_mtime_ns == stamp
 
@@ -294,10 +294,10 @@ def test_score_corpus_says_what_went_wrong(corpus, files, scored, notes):
     encode(corpus, files, notes)
     files.path(corpus.shards[0]).unlink()
     with pytest.raises(RuntimeError, match=f"shard {corpus.shards[0].name} cannot be scored"):
-        score_corpus(files, scored, GRID, InlineExecutor(), 1)
+        score_corpus(files, scored, GRID, InlineExecutor())
 
 
 def test_encoder_loader_pickles():
-    load = pickle.loads(pickle.dumps(encoder_loader(EncoderConfig(max_length=64), 3)))
+    load = pickle.loads(pickle.dumps(encoder_loader(EncoderConfig(max_length=64), precision="float32", threads=3)))
     assert load.args[0].max_length == 64
-    assert load.keywords == {"threads": 3}
+    assert load.keywords == {"precision": "float32", "threads": 3}

@@ -216,7 +216,7 @@ def encode_corpus(
     embeddings: Embeddings | None,
     scoring: tuple[Similarities, NDArray[np.float32]] | None = None,
     on_rows: OnRows | None = None,
-) -> None:
+) -> int:
     """Encode the shards that are not finished; rows that break a worker go to quarantine and the rest goes on.
 
     Args:
@@ -226,6 +226,9 @@ def encode_corpus(
         embeddings: Where the embeddings go; None: nowhere.
         scoring: Where similarities to the anchors go, and the anchors' grid, if they are computed in the same pass.
         on_rows: Told how many rows were finished.
+
+    Returns:
+        The number of rows encoded now.
 
     Raises:
         RuntimeError: A shard fails and no single row of it is to blame.
@@ -244,6 +247,7 @@ def encode_corpus(
             raise RuntimeError(
                 f"shard {failed.shard.name} fails also without rows {[r for r, _ in poison]}:\n{again[0][1]}"
             )
+    return sum(job.shard.num_rows for job in jobs)
 
 
 def run_shards(

@@ -356,8 +356,10 @@ def _refuse_pickles(folder: Path, name: str) -> None:
 def _max_length(model: Any, config: EncoderConfig) -> int:  # noqa: ANN401
     limits = [model.max_seq_length, getattr(model[0].auto_model.config, "max_position_embeddings", None)]
     own = int(limits[0] or limits[1] or 512)
-    # Some models have more positions than they can use.
-    most = int(min(limits[1] or own, getattr(model.tokenizer, "model_max_length", None) or own))
+    positions = getattr(getattr(model[0].auto_model, "embeddings", None), "position_embeddings", None)
+    # Models of RoBERTa's kind count positions from behind the one that pads.
+    padding = getattr(positions, "padding_idx", None)
+    most = int(limits[1] or own) - (0 if padding is None else padding + 1)
     if config.max_length is not None and config.max_length > most:
         raise InputError(f"encoder.max_length: {config.model} reads at most {most} tokens, got {config.max_length}")
     return config.max_length or own
