@@ -26,7 +26,7 @@ from scalemine.config import ComputeConfig, Config
 from scalemine.corpus import import_corpus
 from scalemine.executor import Executor, InlineExecutor, StopSignals, make_executor
 from scalemine.pipeline import Run, run_embed, run_import, run_mine, silent
-from scalemine.store import read_json
+from scalemine.store import Workdir, read_json
 from scalemine.text import duplicate_key
 
 NUM_SHARDS = 4
@@ -249,7 +249,8 @@ def test_what_a_killed_run_left_half_written_is_swept_away(
     leftovers = [workdir / ".negatives.parquet.1.2.tmp", workdir / "mined" / ".mined.json.1.2.tmp"]
     for path in leftovers:
         path.write_text("half")
-    mine(settings_of(workdir))
+    with Workdir(workdir).lock():
+        mine(settings_of(workdir))
     assert [path for path in leftovers if path.exists()] == []
 
 
