@@ -57,7 +57,10 @@ def import_command(
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="folder of the imported corpus")],
     text: Annotated[str | None, typer.Option(help="column of the text; found by its usual names if not given")] = None,
     id_: Annotated[
-        list[str] | None, typer.Option("--id", help="column of the identifier; several are joined by ':'; : file:line")
+        list[str] | None,
+        typer.Option(
+            "--id", help="column of the identifier; several are joined by a colon, an empty one means file:line"
+        ),
     ] = None,
     keep: Annotated[list[str] | None, typer.Option(help="a further column to carry along; repeatable")] = None,
     rows_per_shard: Annotated[int, typer.Option(min=1, help="rows of one shard")] = 16_384,

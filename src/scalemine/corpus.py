@@ -144,7 +144,11 @@ def import_corpus(
     inputs = {source.name: source.fingerprint() for source in sources}
     stage = open_stage(folder, version=IMPORT_VERSION, settings=_settings(config), inputs=inputs, redo=redo)
     if not stage.file(_CORPUS_FILE).exists():
-        _import(config, stage, sources, on_rows or (lambda _: None))
+        try:
+            _import(config, stage, sources, on_rows or (lambda _: None))
+        except InputError:
+            shutil.rmtree(stage.file(_STAGING), ignore_errors=True)  # nothing of it is of use to a mended call
+            raise
     # After the commit, since an import that is stopped between the two must not start again.
     shutil.rmtree(stage.file(_STAGING), ignore_errors=True)
     return open_corpus(folder)

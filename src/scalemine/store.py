@@ -110,7 +110,7 @@ def open_stage(folder: Path, *, version: int, settings: Json, inputs: Json, redo
     mark = folder / "stage.json"
     if mark.exists():
         before = read_json(mark)
-        has_work = any(path != mark for path in folder.iterdir())
+        has_work = any(path != mark and not path.name.startswith(".") for path in folder.iterdir())
         if before != now and has_work and not redo:
             differences = "; ".join(_differences(before, now))
             raise InputError(
