@@ -107,6 +107,7 @@ def test_config_file_that_is_missing(call: Any, tmp_path: Path) -> None:
         ("compute.workers=3", "executor inline is one process; got workers=3"),
         ("corpus.rows_per_shard=x", "corpus.rows_per_shard"),
         ("positives.uri=/nowhere/positives.parquet", "positives.uri: no such file: /nowhere/positives.parquet"),
+        ("positives.test_uri=/nowhere/test.parquet", "positives.test_uri: no such file: /nowhere/test.parquet"),
         ("positives.class_name=typ", "positives.class_name: no column 'typ'"),
         ("positives.class_name=typ", "did you mean type?"),
         ("positives.text=message", "positives.text: no column 'message'"),
@@ -274,6 +275,36 @@ def test_import_names_the_option_that_is_wrong(call: Any, few_tweets: Path, tmp_
     assert ended.code == 2
     assert "rows" in ended.refusal
     assert "shard" in ended.refusal
+    assert ended.refusal.startswith("scalemine: --rows-per-shard: ")
+    ended = call("import", few_tweets, "--to", tmp_path / "corpus", "--rows-per-shard", 0)
+    assert ended.code == 2
+    assert "'--rows-per-shard'" in ended.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["none.csv"], "SRC none.csv: matches no file"),
+        (["s3://me:secret@bucket/x.csv"], "SRC: expected no password in a URI"),
+        (["few.csv", "--text", "txt"], "few.csv: no column txt (--text); did you mean text?"),
+        (["few.csv", "--id", "tweet"], "few.csv: no column tweet (--id);"),
+        (["few.csv", "--keep", "id"], "--keep: id would be there twice"),
+        (["corpus.text/few.csv", "--text", "a"], "corpus.text/few.csv: no column a (--text);"),
+        # Of two --to, the last counts.
+        (["few.csv", "--rows-per-shard", "10", "--to", "done"], "(--rows-per-shard was 16384, is 10)"),
+    ],
+)
+def test_import_names_options_and_no_keys(
+    call: Any, few_tweets: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: str
+) -> None:
+    monkeypatch.chdir(few_tweets.parent)
+    Path("corpus.text").mkdir()
+    shutil.copy("few.csv", "corpus.text")
+    assert call("import", "few.csv", "--to", "done").code == 0
+    ended = call("import", "--to", "new", *arguments)
+    assert ended.code == 2
+    assert expected in ended.refusal
+    assert "secret" not in ended.err
 
 
 def test_dry_run_writes_nothing(call: Any, write_config: Any, tmp_path: Path) -> None:
@@ -294,6 +325,80 @@ def test_dry_run_of_a_finished_run(call: Any, write_config: Any, copy_of_finishe
     assert "embeddings: 3 of 4 shards done" in ended.out
     assert "negatives: done" in ended.out
     assert {path: path.stat().st_mtime_ns for path in workdir.rglob("*")} == before
+
+
+def state(workdir: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("override", "stage"),
+    [
+        ("corpus.rows_per_shard=400", "corpus"),
+        ("encoder.max_length=32", "anchors"),
+        ("positives.classes=[traffic]", "anchors"),
+        ("seed=7", "probe"),
+        ("mining.tails=upper", "mined"),
+        ("sets.random_plus_ratio=3", "sets"),
+    ],
+)
+def test_dry_run_refuses_what_the_run_would(
+    call: Any, write_config: Any, copy_of_finished: Callable[..., Path], override: str, stage: str
+) -> None:
+    workdir = copy_of_finished()
+    arguments = ["mine", write_config(workdir), "--set", override]
+    before = state(workdir)
+    dry = call(*arguments, "--dry-run")
+    assert state(workdir) == before
+    assert dry.code == 2
+    assert f"{workdir / stage}: made with another configuration ({override.split('=')[0]} was " in dry.refusal
+    assert call(*arguments).refusal == dry.refusal
+    before = state(workdir)
+    assert call(*arguments, "--dry-run", "--redo").code == 0
+    assert state(workdir) == before
+
+
+@pytest.mark.parametrize("stage", ["embeddings", "similarities"])
+def test_dry_run_looks_at_each_stage(
+    call: Any, write_config: Any, copy_of_finished: Callable[..., Path], stage: str
+) -> None:
+    workdir = copy_of_finished()
+    mark = workdir / stage / "stage.json"
+    mark.write_text(mark.read_text().replace('"encoder.max_length": 24', '"encoder.max_length": 25'))
+    ended = call("mine", write_config(workdir), "--dry-run")
+    assert ended.code == 2
+    assert f"{workdir / stage}: made with another configuration (encoder.max_length was 25, is 24)" in ended.refusal
+
+
+def test_dry_run_of_embed_refuses_what_embed_would(
+    call: Any, write_config: Any, copy_of_finished: Callable[..., Path]
+) -> None:
+    config = write_config(copy_of_finished())
+    assert call("embed", config, "--dry-run", "--set", "mining.tails=upper").code == 0
+    arguments = ["embed", config, "--set", "encoder.max_length=32"]
+    dry = call(*arguments, "--dry-run")
+    assert "embeddings: made with another configuration (encoder.max_length was 24, is 32)" in dry.refusal
+    assert call(*arguments).refusal == dry.refusal
+
+
+def test_dry_run_without_the_corpus(call: Any, write_config: Any, copy_of_finished: Callable[..., Path]) -> None:
+    config = write_config(copy_of_finished("corpus"))
+    ended = call("mine", config, "--dry-run")
+    assert ended.code == 0
+    assert "to import: " in ended.out
+    assert "anchors: made with" in call("mine", config, "--dry-run", "--set", "encoder.max_length=32").refusal
+
+
+def test_mine_says_whether_anything_was_to_be_done(
+    call: Any, write_config: Any, copy_of_finished: Callable[..., Path]
+) -> None:
+    workdir = copy_of_finished("sets")
+    said = "already finished; nothing to do"
+    assert said not in call("mine", write_config(workdir)).err
+    before = state(workdir / "sets")
+    for redo in ([], ["--redo"]):
+        assert call("mine", write_config(workdir), *redo).err.count(said) == 1
+        assert state(workdir / "sets") == before
 
 
 def test_mine_of_a_finished_run_prints_its_report(

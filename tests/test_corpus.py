@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scalemine.config import CorpusConfig, InputError
-from scalemine.corpus import Corpus, import_corpus, open_corpus
+from scalemine.corpus import Corpus, check_import, import_corpus, open_corpus
 
 TWEETS = [
     {"id": "11", "text": "Flood in the city centre, stay away", "lang": "en"},
@@ -73,7 +73,7 @@ def digests(corpus: Corpus) -> dict[str, str]:
     return {str(path.relative_to(corpus.folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def check(corpus: Corpus) -> None:
+def check(corpus: Corpus, rows_per_shard: int = 16_384) -> None:
     """Check what holds for every corpus."""
     counts = corpus.counts
     assert counts["read"] == counts["accepted"] + counts["rejected"]
@@ -86,15 +86,20 @@ def check(corpus: Corpus) -> None:
         assert sum(source[key] for source in counts["by_source"].values()) == counts[key]
     assert len(set(ids(corpus))) == corpus.num_rows
     shards_of_text: dict[str, set[str]] = {}
-    runs = []
+    runs: list[str] = []
+    last = None
     for shard in corpus.shards:
         texts = corpus.read(shard, ["text"])["text"].to_pylist()
         assert len(texts) == shard.num_rows
         assert hashlib.sha256(shard.path.read_bytes()).hexdigest() == shard.sha256
         for text in texts:
             shards_of_text.setdefault(text, set()).add(shard.name)
-        runs += [text for before, text in zip([None, *texts], texts, strict=False) if text != before]
-    assert all(len(shards) == 1 for shards in shards_of_text.values())
+        runs += [text for before, text in zip([last, *texts], texts, strict=False) if text != before]
+        last = texts[-1]
+    copies = Counter(row["text"] for row in rows(corpus))
+    assert all(len(shards) == 1 for text, shards in shards_of_text.items() if copies[text] <= rows_per_shard)
+    assert all(shard.num_rows <= 2 * rows_per_shard for shard in corpus.shards)
+    assert all(shard.num_rows >= rows_per_shard for shard in corpus.shards[:-1])
     assert len(runs) == len(set(runs)), "copies of a text lie apart"
     assert counts["copies"] == corpus.num_rows - len(shards_of_text)
     names = {path.name for path in corpus.folder.iterdir()}
@@ -194,7 +199,7 @@ def test_copies_lie_together_in_one_shard(tmp_path, rows_per_shard):
     chance = random.Random(rows_per_shard)
     texts = [f"text {chance.choice([chance.randrange(20), chance.randrange(1000)])}" for _ in range(600)]
     corpus = make(tmp_path, [{"id": i, "text": text} for i, text in enumerate(texts)], rows_per_shard=rows_per_shard)
-    check(corpus)
+    check(corpus, rows_per_shard)
     # The slow way: a group for each text, in the order of first occurrence.
     groups: dict[str, list[str]] = {}
     for number, text in enumerate(texts):
@@ -202,16 +207,31 @@ def test_copies_lie_together_in_one_shard(tmp_path, rows_per_shard):
     assert ids(corpus) == [id for group in groups.values() for id in group]
     sizes: list[int] = []
     for group in groups.values():
-        if not sizes or sizes[-1] >= rows_per_shard:
-            sizes.append(0)
-        sizes[-1] += len(group)
+        for place in range(len(group)):
+            if not sizes or sizes[-1] == 2 * rows_per_shard or (place == 0 and sizes[-1] >= rows_per_shard):
+                sizes.append(0)
+            sizes[-1] += 1
     assert [shard.num_rows for shard in corpus.shards] == sizes
+
+
+@pytest.mark.parametrize("place", [0, 60, 200])
+def test_a_text_of_many_copies_makes_no_giant_shard(tmp_path, monkeypatch, place):
+    monkeypatch.setattr("scalemine.corpus._STAGING_ROWS", 64)  # the copies come in several batches
+    texts = [f"text {number}" for number in range(200)]
+    texts[place:place] = ["again"] * 1_000
+    corpus = make(tmp_path, [{"id": i, "text": text} for i, text in enumerate(texts)], rows_per_shard=50)
+    check(corpus, 50)
+    assert ids(corpus) == [str(number) for number in range(1_200)]
+    assert corpus.counts["copies"] == 999
+    assert max(shard.num_rows for shard in corpus.shards) == 100
+    # Nine shards of copies alone, one or two that they share, and the others.
+    assert len(corpus.shards) <= 1_000 // 100 + 200 // 50 + 1
 
 
 def test_rows_come_through_many_batches_in_order(tmp_path):
     tweets = [{"id": number, "text": f"text {number % 49_999}"} for number in range(50_000)]
     corpus = make(tmp_path, tweets, rows_per_shard=20_000)
-    check(corpus)
+    check(corpus, 20_000)
     assert ids(corpus) == [str(number) for number in (0, 49_999, *range(1, 49_999))]
     assert [shard.num_rows for shard in corpus.shards] == [20_000, 20_000, 10_000]
 
@@ -237,7 +257,7 @@ def test_a_messy_folder_adds_up(tmp_path, seed):
         (folder / f"{number}{ending}").write_bytes(content)
     config = CorpusConfig(uri=str(folder), rows_per_shard=50)
     corpus = import_corpus(config, tmp_path / "out")
-    check(corpus)
+    check(corpus, 50)
     again = import_corpus(config, tmp_path / "again")
     assert digests(again) == digests(corpus)
 
@@ -292,7 +312,7 @@ def test_other_settings_are_refused_by_name(tmp_path, key, value):
         make(tmp_path, TWEETS, **{key: value})
     config = CorpusConfig(uri=str(tmp_path / "in" / "tweets.jsonl"), **{key: value})
     corpus = import_corpus(config, tmp_path / "out", redo=True)
-    check(corpus)
+    check(corpus, config.rows_per_shard)
     assert corpus.num_rows == 5
     assert ("lang" in corpus.columns) == (key == "keep")
 
@@ -367,7 +387,7 @@ def test_a_killed_import_goes_on(tmp_path, moment, num_read_again):
         kept.update({path: path.stat().st_mtime_ns for path in staged})
 
     corpus = import_corpus(config, tmp_path / "out", on_rows=look)
-    check(corpus)
+    check(corpus, 500)
     assert num_read == num_read_again
     assert not num_read or kept == staged
     assert digests(corpus) == digests(import_corpus(config, tmp_path / "undisturbed"))
@@ -417,6 +437,28 @@ def test_there_must_be_a_corpus_to_open(tmp_path):
     corpus.shards[0].path.unlink()
     with pytest.raises(InputError, match="shard is gone"):
         open_corpus(corpus.folder)
+
+
+def test_a_look_says_what_an_import_says_and_writes_nothing(tmp_path):
+    corpus = make(tmp_path, TWEETS)
+    files = digests(corpus)
+    good = CorpusConfig(uri=str(tmp_path / "in" / "tweets.jsonl"))
+    check_import(good, corpus.folder)
+    check_import(good, tmp_path / "new")
+    for other in (
+        CorpusConfig(uri=good.uri, rows_per_shard=2),
+        CorpusConfig(uri=good.uri, keep=["id"]),
+        CorpusConfig(uri=str(tmp_path / "none.csv")),
+        CorpusConfig(uri=str(corpus.folder), keep=["user"]),
+        CorpusConfig(uri=str(tmp_path)),
+    ):
+        with pytest.raises(InputError) as looked:
+            check_import(other, corpus.folder)
+        with pytest.raises(InputError) as imported:
+            import_corpus(other, corpus.folder)
+        assert str(looked.value) == str(imported.value)
+    assert digests(corpus) == files
+    assert not (tmp_path / "new").exists()
 
 
 # Corpora elsewhere

@@ -106,6 +106,28 @@ def test_other_shards_with_and_without_embeddings_give_the_same_negatives(
     assert_same_negatives(workdir, finished)
 
 
+def test_shards_that_cut_copies_apart_give_the_same_negatives(
+    finished: Any, settings_of: Settings, tmp_path: Path
+) -> None:
+    shard = sorted((finished.workdir / "corpus" / "shards").glob("*.parquet"))[0]
+    rows = pq.read_table(shard, columns=["id", "text"]).to_pylist()[:120]
+    rows[100:100] = [{"id": f"again-{i}", "text": rows[0]["text"]} for i in range(300)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "tweets.parquet")
+    mining = {"per_class": 2, "bands": [1, 2], "sample_size": 60}
+    found = []
+    for rows_per_shard, num_shards in ((10_000, 1), (60, 5)):
+        workdir = tmp_path / str(rows_per_shard)
+        copy_stages(finished.workdir, workdir, "anchors")
+        corpus = {"uri": str(tmp_path / "tweets.parquet"), "rows_per_shard": rows_per_shard}
+        run = mine(settings_of(workdir, corpus=corpus, mining=mining))
+        encoded = run.facts["encoded"]
+        assert len(list((workdir / "embeddings").glob("*.arrow"))) == num_shards
+        found.append((workdir / "negatives.parquet").read_bytes())
+    assert encoded["rows"] == len(rows)
+    assert encoded["distinct"] > len({row["text"] for row in rows})  # some copies were cut apart
+    assert found[0] == found[1]
+
+
 def finished_shards(workdir: Path) -> int:
     return len(list((workdir / "embeddings").glob("*.arrow.json")))
 
@@ -559,9 +581,9 @@ def oracle_positions(
     from sentence_transformers import SentenceTransformer
 
     from scalemine.config import EncoderConfig
-    from scalemine.mining.encoder import find_model
+    from scalemine.models import find_model
 
-    model = SentenceTransformer(str(find_model(EncoderConfig())), device="cpu", local_files_only=True)
+    model = SentenceTransformer(str(find_model(EncoderConfig().model)), device="cpu", local_files_only=True)
     if max_length:
         model.max_seq_length = max_length
 

@@ -6,11 +6,14 @@ import gzip
 import io
 import json
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from scalemine import sources
 from scalemine.config import CorpusConfig, InputError
@@ -290,23 +293,149 @@ def test_csv(tmp_path):
     )
     found = read(tmp_path / "t.csv", content, keep=["lang", "absent"], max_text_chars=300_000)
     assert found[0] == Record(2, "1", 'two\r\nlines, "quoted"', ("en", None))
-    assert [record.id for record in found if isinstance(record, Record)] == ["1", "7", "8"]
+    assert [record.id for record in found if isinstance(record, Record)] == ["1", "7", "8", "10"]
     assert rejects(found) == [
         (4, sources.BROKEN_CSV),
         (6, sources.BROKEN_CSV),
         (7, sources.BROKEN_CSV),
         (8, sources.NOT_UTF8),
         (9, sources.NO_TEXT),
-        (12, sources.BROKEN_CSV),
+        (12, sources.UNCLOSED_QUOTE),
     ]
 
 
-def test_an_open_quote_costs_no_more_than_the_cap(tmp_path):
+ROWS = [b'%d,"tweet %d, \nof two lines",en' % (number, number) for number in range(6)]
+
+
+@pytest.mark.parametrize("codec", ["", "gzip"])
+@pytest.mark.parametrize(
+    "places", [(0,), (3,), (5,), (6,), (1, 4), (2, 3), (6, 6), (0, 0, 0, 6)], ids=lambda places: f"before {places}"
+)
+@pytest.mark.parametrize("bad", [b'x,"open,en', b'x,en,"open', b'x,"a","b","open'])
+def test_an_open_quote_costs_its_own_line(tmp_path, codec, places, bad):
+    """Also where the next quoted field closes it; the rows around it, of two lines each, are all there."""
+    rows = list(ROWS)
+    for place in reversed(places):
+        rows.insert(place, bad)
+    content = b"id,text,lang\n" + b"\n".join(rows)
+    path = tmp_path / ("t.csv" + (".gz" if codec else ""))
+    found = read(path, compress(content, codec) if codec else content)
+    assert texts(found) == [f"tweet {number}, \nof two lines" for number in range(6)]
+    bad_lines = [number for number, line in enumerate(content.split(b"\n"), start=1) if line == bad]
+    assert len(bad_lines) == len(places)
+    assert rejects(found) == [(number, sources.UNCLOSED_QUOTE) for number in bad_lines]
+    assert {reject.excerpt for reject in found if isinstance(reject, Reject)} == {bad.decode()}
+
+
+def test_an_open_quote_that_a_later_row_closes(tmp_path):
+    lines = [b"id,text,lang", b'1,"open,en', b"2,plain,en", b"3,5'10\",en,", b"4,plain,en", b"5,tall 5'10\",en"]
+    found = read(tmp_path / "t.csv", b"\n".join(lines))
+    # Line 4 closes the quote of line 2 and has a column too many then, as it has by itself.
+    assert [record.id for record in found if isinstance(record, Record)] == ["2", "4", "5"]
+    assert rejects(found) == [(2, sources.UNCLOSED_QUOTE), (4, sources.BROKEN_CSV)]
+    # Were it not for that column, nothing would tell the four lines from one tweet.
+    lines[3] = b"3,5'10\",en"
+    found = read(tmp_path / "t.csv", b"\n".join(lines))
+    assert texts(found)[0] == "open,en\n2,plain,en\n3,5'10"
+    assert len(found) == 3
+
+
+def test_an_open_quote_costs_no_more_than_its_line_whatever_the_cap(tmp_path):
     rows = b"".join(b"%d,text\n" % number for number in range(1000))
     found = read(tmp_path / "t.csv", b'id,text\nx,"open\n' + rows, max_record_bytes=1024)
-    assert rejects(found) == [(2, sources.LONG_RECORD)]
-    assert 1000 - 1024 / 6 < len(texts(found)) < 1000
-    assert found[-1].id == "999"
+    assert rejects(found) == [(2, sources.UNCLOSED_QUOTE)]
+    assert [record.id for record in found[1:]] == [str(number) for number in range(1000)]
+    # Of what it ran over in vain, a line over the cap is a reject of its own.
+    found = read(tmp_path / "t.csv", b'id,text\nx,"open\n' + b"y" * 2000 + b"\n1,text", max_record_bytes=1024)
+    assert rejects(found) == [(2, sources.UNCLOSED_QUOTE), (3, sources.LONG_RECORD)]
+    assert texts(found) == ["text"]
+
+
+@pytest.mark.parametrize(
+    ("line", "most", "settings"),
+    [(b"x", sources._RECORD_LINES, {}), (b"x" * 100, 10, {"max_record_bytes": 1024})],
+    ids=["lines", "bytes"],
+)
+def test_a_record_is_no_longer_than_is_believed(tmp_path, line, most, settings):
+    for num_lines, num_rejects in ((most, 0), (most + 1, most + 1)):
+        content = b'id,text\n1,"' + b"\n".join([line] * num_lines) + b'"\n2,last'
+        found = read(tmp_path / "t.csv", content, **settings)
+        assert len(rejects(found)) == num_rejects
+        assert [record.id for record in found if isinstance(record, Record)] == (["2"] if num_rejects else ["1", "2"])
+
+
+@pytest.mark.parametrize("ending", [b"", b'a,"b"\n'])
+def test_rows_that_all_leave_a_quote_open_are_read_in_one_go(tmp_path, monkeypatch, ending):
+    """Columns cut apart at their quotes: each row leaves one open, which the next closes to open another."""
+    num_asked = 0
+    next_line = sources._CsvLines.__next__
+
+    def count(lines: sources._CsvLines) -> str:
+        nonlocal num_asked
+        num_asked += 1
+        return next_line(lines)
+
+    monkeypatch.setattr(sources._CsvLines, "__next__", count)
+    found = read(tmp_path / "t.csv", b"id,text\n" + b'x","y\n' * 10_000 + ending)
+    assert rejects(found) == [(number + 2, sources.UNCLOSED_QUOTE) for number in range(10_000)]
+    assert texts(found) == (["b"] if ending else [])
+    # For each line by itself, for each that is refused to it, and once in the company of all those before it.
+    assert num_asked < 4 * 10_000
+
+
+def test_lines_before_a_broken_place_are_read_also_behind_an_open_quote(tmp_path):
+    lines = [b"id,text", b'0,"open', *(b"%d,text %d" % (n, random.Random(n).getrandbits(64)) for n in range(1, 900))]
+    whole = compress(b"\n".join(lines), "gzip")
+    found = read(tmp_path / "t.csv.gz", whole[: len(whole) // 2])
+    good = len(texts(found))
+    assert good > 100
+    assert [f"{record.id},{record.text}".encode() for record in found[1:-1]] == lines[2 : 2 + good]
+    assert rejects(found) == [(2, sources.UNCLOSED_QUOTE), (good + 3, sources.BROKEN_STREAM)]
+
+
+def slow_rows(lines: list[str], num_columns: int) -> Iterator[tuple[int, list[str] | None]]:
+    """Yield the place of each record's first line, and the row: the shortest run of lines that can be parsed."""
+    place = 0
+    while place < len(lines):
+        row, num_taken = None, 1
+        for stop in range(place + 1, len(lines) + 1):
+            try:
+                parsed = list(csv.reader([line + "\n" for line in lines[place:stop]], strict=True))
+            except csv.Error as error:
+                if "unexpected end of data" in str(error):
+                    continue  # the quote is still open
+                break
+            if len(parsed) == 1 and len(parsed[0]) in (0, num_columns):
+                row, num_taken = parsed[0], stop - place
+            break
+        if row != []:
+            yield place, row
+        place += num_taken
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(
+        st.text('x",', max_size=8) | st.sampled_from(['1,"open', 'x","y', '"', 'a,"two', 'lines"', '"a","b"', "a,b"]),
+        max_size=12,
+    ),
+    st.sampled_from([1, 2, 3]),
+)
+def test_csv_equals_the_slow_way(tmp_path_factory, lines, num_columns):
+    header = ["text", "b", "c"][:num_columns]
+    path = tmp_path_factory.getbasetemp() / "slow.csv"
+    found = read(path, "\n".join([",".join(header), *lines]).encode())
+    expected = [(place + 2, row and row[0]) for place, row in slow_rows(lines, num_columns)]
+    assert [item.line for item in found] == [line for line, _ in expected]
+    for item, (_, text) in zip(found, expected, strict=True):
+        if isinstance(item, Record):
+            assert item.text == text
+        else:
+            assert item.reason == sources.NO_TEXT if text is not None else item.reason in FAULTS
+            assert item.reason != sources.NO_TEXT or not text.strip()
+
+
+FAULTS = {sources.BROKEN_CSV, sources.UNCLOSED_QUOTE}
 
 
 @pytest.mark.parametrize(
@@ -316,7 +445,8 @@ def test_an_open_quote_costs_no_more_than_the_cap(tmp_path):
         (b"id,body", {"text": "bdy"}, "no column bdy (corpus.text); did you mean body? it has: id, body"),
         (b"nr,text", {"id": "id"}, "no column id (corpus.id); it has: nr, text"),
         (b"text,text", {}, "column text is there more than once"),
-        (b'"open', {}, "broken CSV row where the column names were expected"),
+        (b'"op"en', {}, "broken CSV row where the column names were expected"),
+        (b'"open', {}, "unclosed quote where the column names were expected"),
     ],
 )
 def test_tables_without_the_columns(tmp_path, header, settings, message):
@@ -324,7 +454,7 @@ def test_tables_without_the_columns(tmp_path, header, settings, message):
         read(tmp_path / "t.csv", header + b"\n1,x\n", **settings)
     assert message in str(error.value)
     assert "t.csv" in str(error.value)
-    if b"open" not in header and header != b"text,text":
+    if b"op" not in header and header != b"text,text":
         pq.write_table(pa.table({name: ["x"] for name in header.decode().split(",")}), tmp_path / "t.parquet")
         with pytest.raises(InputError) as error:
             read(tmp_path / "t.parquet", **settings)

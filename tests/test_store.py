@@ -131,6 +131,32 @@ def test_redo_keeps_what_was_made_alike(tmp_path: Path) -> None:
     assert open_with(tmp_path / "s", tails="both", redo=True).file("old").exists()
 
 
+@pytest.mark.parametrize("tails", ["both", "upper"])
+def test_a_look_at_a_stage_writes_nothing(tmp_path: Path, tails: str) -> None:
+    def look() -> Stage:
+        return open_stage(tmp_path / "s", version=1, settings={"tails": tails}, inputs={"corpus": "x"}, make=False)
+
+    would_be = look()
+    assert list(tmp_path.iterdir()) == []
+    open_with(tmp_path / "s", tails="both")
+    half = tmp_path / "s" / ".half.tmp"
+    half.write_text("half")
+    mark = (tmp_path / "s" / "stage.json").read_bytes()
+    assert look() == would_be  # there is no work to lose
+    (tmp_path / "s" / "kept").write_text("kept")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    if tails == "both":
+        assert look() == would_be == open_with(tmp_path / "s", tails="both")
+    else:
+        with pytest.raises(InputError) as looked:
+            look()
+        with pytest.raises(InputError) as opened:
+            open_with(tmp_path / "s", tails="upper")
+        assert str(looked.value) == str(opened.value)
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert (tmp_path / "s" / "stage.json").read_bytes() == mark
+
+
 def test_manifest_is_the_commit_point(tmp_path: Path) -> None:
     stage = open_with(tmp_path / "s")
     path = stage.file("00000.arrow")

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    from scalemine.config import Config
     from scalemine.pipeline import Advance, Run
 
 EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 75
@@ -51,6 +54,31 @@ DryRun = Annotated[
 Redo = Annotated[bool, typer.Option("--redo", help="discard what another configuration left in the workdir")]
 
 
+# What the command line calls the keys of corpus.
+_IMPORT_NAMES = {"uri": "SRC", "text": "--text", "id": "--id", "keep": "--keep", "rows_per_shard": "--rows-per-shard"}
+
+
+@contextlib.contextmanager
+def _options_named() -> Iterator[None]:
+    """Let what is wrong with an import name its options, where it names keys of a configuration."""
+    from pydantic import ValidationError
+
+    from scalemine.config import InputError
+
+    try:
+        yield
+    except ValidationError as error:
+        problems = (
+            f"{_IMPORT_NAMES[str(problem['loc'][0])]}: {problem['msg'].removeprefix('Value error, ')}"
+            for problem in error.errors()
+        )
+        raise InputError("; ".join(problems)) from None
+    except InputError as error:
+        # Not in the middle of a path.
+        key = rf"(?<![\w./-])corpus\.({'|'.join(_IMPORT_NAMES)})(?![\w./-])"
+        raise InputError(re.sub(key, lambda found: _IMPORT_NAMES[found[1]], str(error))) from None
+
+
 @app.command("import")
 def import_command(
     sources: Annotated[list[str], typer.Argument(metavar="SRC…", help="files, globs, folders or bucket URIs")],
@@ -67,14 +95,12 @@ def import_command(
     redo: Redo = False,
 ) -> None:
     """Import tweets: JSON lines, CSV, TSV, Parquet or plain text, compressed or not, into Parquet shards."""
-    from pydantic import ValidationError
-
-    from scalemine.config import CorpusConfig, InputError
+    from scalemine.config import CorpusConfig
     from scalemine.corpus import import_corpus
     from scalemine.executor import StopSignals
     from scalemine.store import Workdir
 
-    try:
+    with _options_named():
         config = CorpusConfig(
             uri=tuple(sources),
             text=text,
@@ -82,21 +108,18 @@ def import_command(
             keep=tuple(keep or ()),
             rows_per_shard=rows_per_shard,
         )
-    except ValidationError as error:
-        problems = (f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}" for problem in error.errors())
-        raise InputError("; ".join(problems)) from None
-    with Workdir(to).lock(), StopSignals() as signals, _show("import", None) as advance:
+        with Workdir(to).lock(), StopSignals() as signals, _show("import", None) as advance:
 
-        def read(rows: int) -> None:
-            signals.raise_if_requested()
-            advance(rows)
+            def read(rows: int) -> None:
+                signals.raise_if_requested()
+                advance(rows)
 
-        corpus = import_corpus(config, to, redo=redo, on_rows=read)
+            corpus = import_corpus(config, to, redo=redo, on_rows=read)
     counts = corpus.counts
     print(f"read {counts['read']:,} = accepted {counts['accepted']:,} + rejected {counts['rejected']:,}")
     for reason, count in sorted(counts["rejected_by_reason"].items(), key=lambda item: -item[1]):
         print(f"  {count:>9,}  {reason}")
-    print(f"copies of an earlier text: {counts['copies']:,} (each text is encoded once)")
+    print(f"copies of an earlier text: {counts['copies']:,} (a text is encoded once per shard)")
     print(f"{len(corpus.shards)} shards in {to}; rejects in {corpus.rejects}")
 
 
@@ -109,7 +132,7 @@ def embed(
     redo: Redo = False,
 ) -> None:
     """Import and embed the corpus."""
-    from scalemine.pipeline import run_embed
+    from scalemine.pipeline import check_embed, run_embed
 
     def action(run: Run) -> None:
         run_embed(run)
@@ -120,7 +143,7 @@ def embed(
             + (f", {speed:,.0f} tweets/s" if speed else " (were before)")
         )
 
-    _run(config, overrides, executor, dry_run, redo, action)
+    _run(config, overrides, executor, dry_run, redo, check_embed, action)
 
 
 @app.command()
@@ -132,13 +155,13 @@ def mine(
     redo: Redo = False,
 ) -> None:
     """Mine difficult negatives: import, embed, fit, choose, make the sets, and write report.html."""
-    from scalemine.pipeline import run_mine
+    from scalemine.pipeline import check_mine, run_mine
 
     def action(run: Run) -> None:
         run_mine(run)
         _print_report(run.config.workdir)
 
-    _run(config, overrides, executor, dry_run, redo, action)
+    _run(config, overrides, executor, dry_run, redo, check_mine, action)
 
 
 @app.command()
@@ -167,6 +190,85 @@ def sample(
     print(f"{tweets:,} invented tweets in {files.corpus}, positives in {files.positives} and {files.positives_test}")
 
 
+@app.command()
+def train(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    dry_run: DryRun = False,
+    redo: Redo = False,
+) -> None:
+    """Train and test a tagger: once, or once per fold; goes on from the last checkpoint."""
+    from rich.console import Console
+
+    from scalemine.config import load_config
+    from scalemine.executor import StopSignals
+    from scalemine.report.scores import print_runs
+    from scalemine.store import Workdir
+    from scalemine.training.runs import describe_plan, run_training
+
+    loaded = load_config(config, overrides, needs=())
+    if dry_run:
+        for line in describe_plan(loaded):
+            print(line)
+        return
+    workdir = Workdir(loaded.workdir)
+    with workdir.lock(), StopSignals() as signals:
+        results = run_training(loaded, signals=signals, show=_show, redo=redo)
+    print_runs(Console(), results)
+    print(f"models and results: {workdir.runs}; all scores: {workdir.results}")
+
+
+Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
+Bootstrap = Annotated[int, typer.Option(min=0, help="rounds of the 95 % intervals; 0: none")]
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="folder of a tagger, or its hub id")],
+    sets: Annotated[list[str], typer.Argument(metavar="SET…", help="labelled tweets: Parquet or CoNLL")],
+    as_json: Json = False,
+    bootstrap: Bootstrap = 1_000,
+) -> None:
+    """Tag labelled tweets with a trained model, and score it."""
+    from scalemine.training.datasets import read_dataset
+    from scalemine.training.scoring import score_dataset
+    from scalemine.training.tagger import load_tagger
+
+    datasets = [read_dataset(uri, key="SET") for uri in sets]
+    tagger = load_tagger(model)
+    scores = {}
+    for dataset in datasets:
+        predicted = tagger.tag_words([document.words for document in dataset.documents])
+        scores[dataset.uri] = score_dataset(dataset, predicted, num_bootstrap=bootstrap)
+    _print_scores(scores if len(scores) > 1 or not as_json else next(iter(scores.values())), scores, as_json)
+
+
+@app.command()
+def score(
+    gold: Annotated[str, typer.Argument(metavar="GOLD", help="labelled tweets: Parquet or CoNLL")],
+    predicted: Annotated[str, typer.Argument(metavar="PRED", help="the same tweets in the same order, as predicted")],
+    as_json: Json = False,
+    bootstrap: Bootstrap = 1_000,
+) -> None:
+    """Score predicted spans or tags against gold ones."""
+    from scalemine.training.scoring import score_files
+
+    scores = score_files(gold, predicted, num_bootstrap=bootstrap)
+    _print_scores(scores, {gold: scores}, as_json)
+
+
+def _print_scores(value: Any, scores: dict[str, Any], as_json: bool) -> None:  # noqa: ANN401  JSON
+    if as_json:
+        print(json.dumps(value, indent=1, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    from scalemine.report.scores import print_scores
+
+    for name, one in scores.items():
+        print_scores(Console(), Path(name).name, one)
+
+
 def _print_report(workdir: Path) -> None:
     from rich.console import Console
 
@@ -184,9 +286,10 @@ def _run(
     executor: ExecutorName | None,
     dry_run: bool,
     redo: bool,
+    check: Callable[[Config], None],
     action: Callable[[Run], None],
 ) -> None:
-    """Load the configuration, take the workdir, start the executor, and do it."""
+    """Load the configuration, take the workdir, start the executor, and do it; or only say what would be done."""
     from scalemine.config import load_config
 
     extra = [f"compute.executor={executor.value}"] if executor else []
@@ -194,7 +297,7 @@ def _run(
         extra.append("compute.workers=1")
     config = load_config(path, [*(overrides or []), *extra])
     if dry_run:
-        _print_plan(config)
+        _print_plan(config, None if redo else check)
         return
     from scalemine.executor import StopSignals, make_executor
     from scalemine.pipeline import Run
@@ -209,8 +312,8 @@ def _run(
         action(Run(config, where, signals, redo=redo, show=_show, on_forecast=_print_forecast))
 
 
-def _print_plan(config: Any) -> None:  # noqa: ANN401  scalemine.config.Config, which is imported late
-    """Say what a run would do."""
+def _print_plan(config: Config, check: Callable[[Config], None] | None) -> None:
+    """Say what a run would do; what refuses the workdir of another configuration is None where that is discarded."""
     import yaml
 
     from scalemine.corpus import open_corpus
@@ -219,6 +322,8 @@ def _print_plan(config: Any) -> None:  # noqa: ANN401  scalemine.config.Config, 
 
     workdir = Workdir(config.workdir)
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    if check and any(workdir.root.glob("*/stage.json")):
+        check(config)
     if (workdir.corpus / "corpus.json").exists():
         corpus = open_corpus(workdir.corpus)
         print(f"corpus: imported, {corpus.num_rows:,} rows in {len(corpus.shards)} shards")
@@ -317,7 +422,7 @@ def _fail(code: int, message: str) -> NoReturn:
 
 def main() -> None:
     """Run the command line; every way to end has its exit code."""
-    from scalemine.config import InputError
+    from scalemine.config import InputError, RunError
     from scalemine.executor import Stopped
 
     _set_up_logging()
@@ -328,5 +433,7 @@ def main() -> None:
         app()
     except InputError as error:
         _fail(EXIT_INPUT, " ".join(str(error).split()))
+    except RunError as error:
+        _fail(EXIT_FAILED, " ".join(str(error).split()))
     except Stopped:
         _fail(EXIT_STOPPED, "stopped; what was finished is kept: call again to go on")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -22,6 +23,10 @@ class InputError(ValueError):
     """The user's input or configuration is wrong: what was expected, what came, where, and what to do, in one line."""
 
 
+class RunError(RuntimeError):
+    """A run failed for a reason that is known: what happened, where, and what is kept, in one line."""
+
+
 class Section(BaseModel):
     """A section of the configuration: immutable, and closed to keys it does not know."""
 
@@ -32,11 +37,22 @@ def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
+def known_normaliser(name: str) -> str:
+    """Return a normaliser's name.
+
+    Raises:
+        ValueError: There is none of that name.
+    """
+    if name not in NORMALISERS:
+        raise ValueError(f"expected one of {', '.join(NORMALISERS)}; got {name!r}")
+    return name
+
+
 class CorpusConfig(Section):
     """The unlabelled tweets to mine."""
 
     uri: tuple[str, ...] = Field(
-        min_length=1, description="files, globs, folders or bucket URIs; or one imported folder"
+        (), min_length=1, description="files, globs, folders or bucket URIs; or one imported folder"
     )
     text: str | None = Field(None, description="column of the text; None: found by the format's usual names")
     id: tuple[str, ...] | None = Field(
@@ -44,7 +60,9 @@ class CorpusConfig(Section):
         description="column(s) of the identifier, joined by ':'; []: file:line; None: found by name, else file:line",
     )
     keep: tuple[str, ...] = Field((), description="further columns to carry along, as text")
-    rows_per_shard: int = Field(16_384, ge=1, le=1_000_000, description="rows of one shard, the unit of work")
+    rows_per_shard: int = Field(
+        16_384, ge=1, le=1_000_000, description="rows of one shard, the unit of work; at most twice as many"
+    )
     max_text_chars: int = Field(10_000, ge=1, description="longer texts are rejected")
     max_record_bytes: int = Field(4_194_304, ge=1_024, description="longer lines are rejected unread")
     max_ratio: float = Field(200.0, gt=1, description="a file that decompresses to more times its size is given up")
@@ -63,7 +81,7 @@ class CorpusConfig(Section):
 class PositivesConfig(Section):
     """The few labelled tweets of each class."""
 
-    uri: str = Field(description="Parquet, CSV, TSV or JSON lines with a text and a class column")
+    uri: str = Field("", description="Parquet, CSV, TSV or JSON lines with a text and a class column")
     test_uri: str | None = Field(None, description="labelled tweets of other events, for the test sets")
     text: str = "text"
     class_name: str = Field("class_name", description="column of the class")
@@ -90,9 +108,7 @@ class EncoderConfig(Section):
     @field_validator("normaliser")
     @classmethod
     def _known_normaliser(cls, value: str) -> str:
-        if value not in NORMALISERS:
-            raise ValueError(f"expected one of {', '.join(NORMALISERS)}; got {value!r}")
-        return value
+        return known_normaliser(value)
 
 
 class MiningConfig(Section):
@@ -127,6 +143,85 @@ class SetsConfig(Section):
     random_plus_ratio: int = Field(10, ge=1, description="random negatives per positive in test_random_plus")
 
 
+class TrainConfig(Section):
+    """Sequence taggers: what is trained on what, and how. Defaults that are not the published ones say so."""
+
+    name: str | None = Field(None, pattern=r"^[\w.\-]+$", description="of the runs; None: by the settings")
+    train_set: str = Field("random", description="a training set of the workdir: no, random, 1s, 2s or 3s")
+    test_sets: tuple[str, ...] | None = Field(None, description="test sets of the workdir; None: all that are there")
+    train_uri: str | None = Field(None, description="a file instead of the workdir's set: Parquet or CoNLL")
+    dev_uri: str | None = Field(None, description="a file that chooses the epoch; None: a part of the training folds")
+    test_uris: dict[str, str] = Field({}, description="files to test on, by name; instead of the workdir's sets")
+    unseen_types: Literal["refuse", "count"] = Field(
+        "refuse", description="test spans of types that training has none of: an error, or counted as missed"
+    )
+
+    model: Literal["lstm_crf", "cnn_crf", "lstm_cnn_crf", "linear"] = "lstm_crf"
+    crf: Literal["pytorch-crf", "fast"] = Field("pytorch-crf", description="fast: our own, equal and BIO-constrained")
+    encoder: str | None = Field(None, description="hub id, folder or package:NAME; None: encoder.model")
+    revision: str | None = Field(None, description="commit of a hub model")
+    vectors: str | None = Field(None, description="static vectors instead of an encoder: GloVe text or word2vec binary")
+    vocabulary: int | None = Field(None, ge=1, description="first words of the vectors to keep; None: all")
+    freeze: bool = Field(False, description="the encoder or the vectors stay as they are (and are read from a cache)")
+    pooling: Literal["first", "mean"] = Field("first", description="which of a word's tokens stand for it")
+    normaliser: str = Field("none", description="how each word is rewritten before it is encoded; see scalemine.text")
+    max_length: int = Field(128, ge=4, description="tokens of a tweet; words beyond are predicted O, and counted")
+    hidden: int = Field(128, ge=1, description="LSTM units each way; the CNN has twice as many channels")
+    kernel: int = Field(3, ge=1, description="words of a CNN's window; odd")
+    dropout: float = Field(0.4, ge=0, lt=1)
+
+    lr: float = Field(2e-5, gt=0, description="of the encoder or the vectors")
+    head_lr: float | None = Field(1e-3, gt=0, description="of the layers above; None: as lr (the published way)")
+    weight_decay: float = Field(0.01, ge=0, description="not on biases and norms")
+    batch_size: int = Field(16, ge=1, description="tweets of one optimiser step, over all processes")
+    micro_batch: int | None = Field(None, ge=1, description="tweets of one pass of one process; None: its whole share")
+    bucket_batches: int = Field(20, ge=1, description="batches among which tweets are sorted by length; 1: none")
+    epochs: int = Field(40, ge=1, description="at most")
+    patience: int = Field(4, ge=1, description="epochs without a better micro F1 before training stops")
+    min_delta: float = Field(0.0, ge=0, description="how much more counts as better")
+    clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="of the encoder; auto: bfloat16 where the device computes in it. The CRF is float32 always"
+    )
+    device: str = Field("auto", pattern=r"^(auto|cpu|cuda)$")
+    processes: int = Field(1, ge=1, description="of one run, one per GPU; changes no result but rounding")
+    checkpoint_steps: int = Field(200, ge=1, description="optimiser steps between checkpoints, which also end epochs")
+
+    folds: int = Field(0, ge=0, description="0: one run on the whole training set; else that many folds")
+    fold_seed: int = Field(42, ge=0, description="of the folds and the dev part; apart from the model's seed")
+    stratify: bool = Field(True, description="folds alike in classes, span types and kinds of negatives")
+    group_by: tuple[str, ...] = Field(
+        ("near_duplicates",), description="never parted by folds: near_duplicates, or a column such as event"
+    )
+    near_duplicate: float = Field(0.6, gt=0, le=1, description="Jaccard similarity of near-duplicates")
+    dev_share: float = Field(0.1, gt=0, lt=1, description="of the training folds, to choose the epoch")
+    stop_on: Literal["dev", "test"] = Field(
+        "dev", description="what chooses the epoch; test: the held-out fold (the published way), marked in the results"
+    )
+    bootstrap: int = Field(1_000, ge=0, description="rounds of the confidence intervals")
+
+    _lists = field_validator("test_sets", "group_by", mode="before")(_as_list)
+
+    @field_validator("normaliser")
+    @classmethod
+    def _known_normaliser(cls, value: str) -> str:
+        return known_normaliser(value)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainConfig:
+        if self.folds == 1:
+            raise ValueError("train.folds: expected 0 (no folds) or at least 2; got 1")
+        if self.kernel % 2 == 0:
+            raise ValueError(f"train.kernel: expected an odd number of words; got {self.kernel}")
+        if self.vectors and self.encoder:
+            raise ValueError("train.vectors and train.encoder exclude one another; drop one")
+        if self.test_sets and self.test_uris:
+            raise ValueError("train.test_sets and train.test_uris exclude one another; drop one")
+        if self.stop_on == "test" and self.folds == 0:
+            raise ValueError("train.stop_on: test is the held-out fold, so it wants train.folds of at least 2")
+        return self
+
+
 class ComputeConfig(Section):
     """Where the work runs. Workers, executor and address change no result; threads were not seen to."""
 
@@ -151,16 +246,27 @@ class Config(Section):
     workdir: Path = Field(description="folder of everything this experiment writes")
     seed: int = Field(42, ge=0, lt=2**63)
     why: str = Field("", description="what this experiment is for")
-    corpus: CorpusConfig
-    positives: PositivesConfig
+    corpus: CorpusConfig = CorpusConfig()
+    positives: PositivesConfig = PositivesConfig()
     encoder: EncoderConfig = EncoderConfig()
     mining: MiningConfig = MiningConfig()
     sets: SetsConfig = SetsConfig()
+    train: TrainConfig = TrainConfig()
+    tracking: Literal["none", "tensorboard", "wandb", "mlflow"] = Field("none", description="where training is logged")
     compute: ComputeConfig = ComputeConfig()
 
 
-def load_config(path: Path, overrides: list[str] | None = None) -> Config:
+# Sections that mining cannot do without, and training can.
+MINING_SECTIONS = ("corpus", "positives")
+
+
+def load_config(path: Path, overrides: list[str] | None = None, *, needs: Sequence[str] = MINING_SECTIONS) -> Config:
     """Return the configuration in a YAML file, with overrides such as ``mining.per_class=20`` laid over it.
+
+    Args:
+        path: The file.
+        overrides: ``a.b=c``.
+        needs: Sections that must be given, with a uri.
 
     Raises:
         InputError: The file is not there or not YAML, or a key or value is not one that is known.
@@ -178,9 +284,14 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     for override in overrides or []:
         _apply_override(values, override)
     try:
-        return Config.model_validate(values)
+        config = Config.model_validate(values)
     except ValidationError as error:
         raise InputError("; ".join(_explain(path, problem) for problem in error.errors())) from None
+    for section in needs:
+        if not getattr(config, section).uri:
+            key = f"{section}.uri" if values.get(section) else section
+            raise InputError(f"{path}: {key}: missing; it has no default and must be given")
+    return config
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:

@@ -6,8 +6,9 @@ An import runs in three passes over files larger than memory:
 2. DuckDB finds ids that were there before, and texts that occur more than once;
 3. DuckDB puts the rows in order, and they are cut into shards.
 
-The order is that of the input, except that exact copies of a text follow directly after its first occurrence. No shard
-shares a text with another one, so each text need be encoded only once, by whoever holds its shard.
+The order is that of the input, except that exact copies of a text follow directly after its first occurrence. Copies
+share a shard, so that each text need be encoded only once, by whoever holds its shard. Only where they are more than
+`rows_per_shard` may they be cut apart, and be encoded once per shard: no shard has more than twice that many rows.
 """
 
 from __future__ import annotations
@@ -135,23 +136,48 @@ def import_corpus(
         InputError: A file cannot be found or read, a column is not there, no row is usable, or the folder holds a
             corpus of other settings or files.
     """
-    _check_keep(config)
-    _check_apart(config, folder)
-    imported = Path(config.uri[0])
-    if len(config.uri) == 1 and (imported / _CORPUS_FILE).is_file():
-        return _adopt(config, imported.absolute(), folder, redo=redo)
-    sources = find_sources(config.uri)
-    inputs = {source.name: source.fingerprint() for source in sources}
-    stage = open_stage(folder, version=IMPORT_VERSION, settings=_settings(config), inputs=inputs, redo=redo)
+    stage, origin = _open_import(config, folder, redo=redo)
     if not stage.file(_CORPUS_FILE).exists():
-        try:
-            _import(config, stage, sources, on_rows or (lambda _: None))
-        except InputError:
-            shutil.rmtree(stage.file(_STAGING), ignore_errors=True)  # nothing of it is of use to a mended call
-            raise
+        if isinstance(origin, Corpus):
+            _adopt(origin, stage)
+        else:
+            try:
+                _import(config, stage, origin, on_rows or (lambda _: None))
+            except InputError:
+                shutil.rmtree(stage.file(_STAGING), ignore_errors=True)  # nothing of it is of use to a mended call
+                raise
     # After the commit, since an import that is stopped between the two must not start again.
     shutil.rmtree(stage.file(_STAGING), ignore_errors=True)
     return open_corpus(folder)
+
+
+def check_import(config: CorpusConfig, folder: Path) -> None:
+    """Look whether `import_corpus` would take these settings, files and folder, and write nothing.
+
+    Raises:
+        InputError: As `import_corpus` raises before it reads any record.
+    """
+    _open_import(config, folder, make=False)
+
+
+def _open_import(
+    config: CorpusConfig, folder: Path, *, redo: bool = False, make: bool = True
+) -> tuple[Stage, Corpus | list[Source]]:
+    """Open the stage of an import, and return it with what is to be imported: a corpus from elsewhere, or files."""
+    _check_keep(config)
+    _check_apart(config, folder)
+    imported = Path(config.uri[0]).absolute()
+    origin: Corpus | list[Source]
+    if len(config.uri) == 1 and (imported / _CORPUS_FILE).is_file():
+        origin = open_corpus(imported)
+        _check_columns(config, origin)
+        inputs = {"imported corpus": origin.fingerprint}
+    else:
+        origin = find_sources(config.uri)
+        inputs = {source.name: source.fingerprint() for source in origin}
+    settings = _settings(config)
+    stage = open_stage(folder, version=IMPORT_VERSION, settings=settings, inputs=inputs, redo=redo, make=make)
+    return stage, origin
 
 
 def _check_keep(config: CorpusConfig) -> None:
@@ -176,23 +202,21 @@ def _shard_path(folder: Path, name: str) -> Path:
     return folder / "shards" / f"{name}.parquet"
 
 
-def _adopt(config: CorpusConfig, imported: Path, folder: Path, *, redo: bool) -> Corpus:
-    """Point a folder to the shards of a corpus that was imported elsewhere."""
-    corpus = open_corpus(imported)
+def _check_columns(config: CorpusConfig, corpus: Corpus) -> None:
     absent = [name for name in config.keep if name not in corpus.columns]
     if absent:
         raise InputError(
-            f"corpus.keep: {absent[0]} is not in the imported corpus {imported}, "
+            f"corpus.keep: {absent[0]} is not in the imported corpus {corpus.folder}, "
             f"which has {', '.join(corpus.columns)}; import its files again, or leave it out"
         )
-    inputs = {"imported corpus": corpus.fingerprint}
-    stage = open_stage(folder, version=IMPORT_VERSION, settings=_settings(config), inputs=inputs, redo=redo)
-    if not stage.file(_CORPUS_FILE).exists():
-        with write_whole(stage.file(_REJECTS_FILE)) as temporary:
-            shutil.copyfile(corpus.rejects, temporary)
-        home = corpus.shards[0].path.parent.parent
-        _write_corpus_file(dataclasses.replace(corpus, folder=folder), shards_in=str(home.absolute()))
-    return open_corpus(folder)
+
+
+def _adopt(corpus: Corpus, stage: Stage) -> None:
+    """Point a stage to the shards of a corpus that was imported elsewhere."""
+    with write_whole(stage.file(_REJECTS_FILE)) as temporary:
+        shutil.copyfile(corpus.rejects, temporary)
+    home = corpus.shards[0].path.parent.parent
+    _write_corpus_file(dataclasses.replace(corpus, folder=stage.folder), shards_in=str(home.absolute()))
 
 
 def _write_corpus_file(corpus: Corpus, *, shards_in: str | None = None) -> None:
@@ -410,11 +434,11 @@ def _stream(database: duckdb.DuckDBPyConnection, query: str) -> Iterator[pa.Reco
 
 
 def _cut_shards(batches: Iterable[pa.RecordBatch], rows_per_shard: int) -> Iterator[pa.Table]:
-    """Cut rows into tables of a number of rows, or more where the cut would part rows of one group.
+    """Cut rows into tables between groups, and through a group only if it has more than ``rows_per_shard`` rows.
 
     Args:
         batches: Rows with their group in the first column, which is left out of the tables; groups lie together.
-        rows_per_shard: Rows of a table, at least; the last one may have fewer.
+        rows_per_shard: A table has at least so many rows, but for the last one, and at most twice as many.
     """
     held: list[pa.RecordBatch] = []
     num_held, last_group = 0, -1
@@ -422,9 +446,13 @@ def _cut_shards(batches: Iterable[pa.RecordBatch], rows_per_shard: int) -> Itera
         groups = batch.column(0).to_numpy()
         starts = np.flatnonzero(np.diff(groups, prepend=last_group))
         rows, begin, last_group = batch.select(batch.schema.names[1:]), 0, groups[-1]
-        # A table ends before the first row that begins a group, once it is full.
-        while (place := np.searchsorted(starts, begin + max(0, rows_per_shard - num_held))) < len(starts):
-            end = int(starts[place])
+        while True:
+            # A table ends before the first row that begins a group, once it is full.
+            place = np.searchsorted(starts, begin + max(0, rows_per_shard - num_held))
+            end = int(starts[place]) if place < len(starts) else batch.num_rows
+            end = min(end, begin + 2 * rows_per_shard - num_held)
+            if end == batch.num_rows:
+                break
             yield pa.Table.from_batches([*held, rows.slice(begin, end - begin)])
             held, num_held, begin = [], 0, end
         held.append(rows.slice(begin))

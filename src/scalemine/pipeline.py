@@ -24,8 +24,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from scalemine.config import Config, InputError
-from scalemine.corpus import Corpus, import_corpus
-from scalemine.executor import Executor, StopSignals, num_cores, threads_of_worker
+from scalemine.corpus import Corpus, check_import, import_corpus, open_corpus
+from scalemine.executor import Executor, InlineExecutor, StopSignals, num_cores, threads_of_worker
 from scalemine.mining import anchors as anchors_module
 from scalemine.mining import distributions, negatives, sets
 from scalemine.mining.anchors import Anchors, Positives, check_classes, make_anchors, read_positives
@@ -38,7 +38,7 @@ from scalemine.mining.embeddings import (
     write_quarantine,
 )
 from scalemine.mining.encoder import Encoder, encoder_settings, load_encoder
-from scalemine.mining.probe import Probe, load_probe, store_probe
+from scalemine.mining.probe import Probe, load_probe, probe_size, store_probe
 from scalemine.mining.sampling import sample_corpus
 from scalemine.mining.similarity import SimilarityDistribution, anchor_grid, describe
 from scalemine.store import Stage, Workdir, file_sha256, fingerprint, open_stage, read_json, write_json, write_whole
@@ -57,12 +57,16 @@ def silent(_: str, __: int | None) -> Iterator[Advance]:
 
 @dataclass
 class Run:
-    """One run of an experiment: its configuration, where it runs, and what it has found so far."""
+    """One run of an experiment: its configuration, where it runs, and what it has found so far.
+
+    Where ``make`` is false, stages are only looked at, and nothing is written.
+    """
 
     config: Config
     executor: Executor
     signals: StopSignals = field(default_factory=StopSignals)
     redo: bool = False
+    make: bool = True
     show: ShowProgress = silent
     on_forecast: Callable[[list[distributions.Forecast]], None] = lambda _: None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -100,6 +104,10 @@ class Run:
         yield
         self.seconds[name] = round(time.monotonic() - started, 3)
         logger.info("%s: %.1f s", name, self.seconds[name])
+
+    def open_stage(self, folder: Path, *, version: int, settings: dict[str, Any], inputs: dict[str, Any]) -> Stage:
+        """Open a stage as this run is to; see ``store.open_stage``."""
+        return open_stage(folder, version=version, settings=settings, inputs=inputs, redo=self.redo, make=self.make)
 
     def warn(self, message: str) -> None:
         """Say a warning now, and again in the report."""
@@ -139,9 +147,7 @@ def run_embed(run: Run) -> Embeddings:
 def run_mine(run: Run) -> pa.Table:
     """Go the whole way from the corpus to negatives and sets; return the negatives."""
     config = run.config
-    positives = read_positives(config.positives.uri, config.positives)
-    test = read_positives(config.positives.test_uri, config.positives) if config.positives.test_uri else None
-    check_classes(positives, test, config.positives)
+    positives, test = _read_positives(config)
     _ = run.settings  # a model that is not there is said before the work begins
     corpus = run_import(run)
     anchors, anchors_print = _anchors(run, positives)
@@ -167,19 +173,69 @@ def run_mine(run: Run) -> pa.Table:
     table = pq.read_table(run.workdir.negatives)
     _sets(run, corpus, stage, table, positives, test)
     write_manifest(run, corpus)
+    if not run.seconds:
+        # With the same configuration, --redo discards nothing.
+        logger.info("already finished; nothing to do (to mine otherwise, change the configuration and add --redo)")
     return table
 
 
+def check_embed(config: Config) -> None:
+    """Look whether `run_embed` would take the workdir, and write nothing.
+
+    Raises:
+        InputError: Another configuration left something in it, as `run_embed` would say.
+    """
+    run = Run(config, InlineExecutor(), make=False)
+    corpus = _check_corpus(run)
+    if corpus:
+        _open_embeddings(run, corpus)
+
+
+def check_mine(config: Config) -> None:
+    """Look whether `run_mine` would take the workdir, and write nothing.
+
+    Raises:
+        InputError: Another configuration left something in it, as `run_mine` would say; or the positives or the
+            encoder, which decide that, are not there.
+    """
+    run = Run(config, InlineExecutor(), make=False)
+    positives, test = _read_positives(config)
+    corpus = _check_corpus(run)
+    anchors = _open_anchors(run)
+    if corpus is None:
+        return  # what follows depends on its content
+    _open_probe(run, corpus)
+    if config.encoder.keep_embeddings:
+        _open_embeddings(run, corpus)
+    scored = _open_similarities(run, corpus, anchors.fingerprint)
+    mined = _open_mined(run, scored, test)
+    _open_sets(run, mined, positives, test)
+
+
+def _check_corpus(run: Run) -> Corpus | None:
+    """Return the corpus if it is imported, after a look whether it is the one that is wanted."""
+    check_import(run.config.corpus, run.workdir.corpus)
+    return open_corpus(run.workdir.corpus) if (run.workdir.corpus / "corpus.json").exists() else None
+
+
+def _read_positives(config: Config) -> tuple[Positives, Positives | None]:
+    """Return the positives of training and, if there are any, of test."""
+    train, test = read_positives(config.positives.uri, config.positives), None
+    if config.positives.test_uri:
+        test = read_positives(config.positives.test_uri, config.positives, key="positives.test_uri")
+    check_classes(train, test, config.positives)
+    return train, test
+
+
 def _open_embeddings(run: Run, corpus: Corpus) -> Embeddings:
-    stage = open_stage(
-        run.workdir.embeddings, version=1, settings=run.settings, inputs={"corpus": corpus.fingerprint}, redo=run.redo
-    )
+    inputs = {"corpus": corpus.fingerprint}
+    stage = run.open_stage(run.workdir.embeddings, version=1, settings=run.settings, inputs=inputs)
     return Embeddings(stage, corpus)
 
 
 def _open_similarities(run: Run, corpus: Corpus, anchors_print: str) -> Similarities:
     inputs = {"corpus": corpus.fingerprint, "anchors": anchors_print}
-    stage = open_stage(run.workdir.similarities, version=1, settings=run.settings, inputs=inputs, redo=run.redo)
+    stage = run.open_stage(run.workdir.similarities, version=1, settings=run.settings, inputs=inputs)
     return Similarities(stage, corpus)
 
 
@@ -191,15 +247,19 @@ def _open_mined(run: Run, scored: Similarities, test: Positives | None) -> Stage
         "similarities": scored.stage.fingerprint,
         "positives.test_uri": fingerprint(test.table.to_pylist()) if test else None,
     }
-    return open_stage(run.workdir.mined, version=1, settings=settings, inputs=inputs, redo=run.redo)
+    return run.open_stage(run.workdir.mined, version=1, settings=settings, inputs=inputs)
+
+
+def _open_anchors(run: Run) -> Stage:
+    settings = {key: value for key, value in run.settings.items() if key != "encoder.precision"}
+    settings |= anchors_module.positives_settings(run.config.positives)
+    inputs = {"positives": file_sha256(Path(run.config.positives.uri))}
+    return run.open_stage(run.workdir.anchors, version=1, settings=settings, inputs=inputs)
 
 
 def _anchors(run: Run, positives: Positives) -> tuple[Anchors, str]:
     """Return the anchors and the fingerprint of what made them."""
-    settings = {key: value for key, value in run.settings.items() if key != "encoder.precision"}
-    settings |= anchors_module.positives_settings(run.config.positives)
-    inputs = {"positives": file_sha256(Path(run.config.positives.uri))}
-    stage = open_stage(run.workdir.anchors, version=1, settings=settings, inputs=inputs, redo=run.redo)
+    stage = _open_anchors(run)
     anchors = anchors_module.load_anchors(stage)
     if anchors is None:
         with run.timed("anchors"):
@@ -208,15 +268,20 @@ def _anchors(run: Run, positives: Positives) -> tuple[Anchors, str]:
     return anchors, stage.fingerprint
 
 
+def _open_probe(run: Run, corpus: Corpus) -> Stage:
+    size = probe_size(run.config.mining, corpus.num_rows)
+    settings = run.settings | {"seed": run.config.seed, "rows": size}
+    inputs = {"corpus": corpus.fingerprint}
+    return run.open_stage(run.workdir.probe, version=1, settings=settings, inputs=inputs)
+
+
 def _probe(run: Run, corpus: Corpus, anchors: Anchors) -> Probe:
     """Return an encoded sample of the corpus."""
-    settings = run.settings | {"seed": run.config.seed, "mining.sample_size": run.config.mining.sample_size}
-    inputs = {"corpus": corpus.fingerprint}
-    stage = open_stage(run.workdir.probe, version=1, settings=settings, inputs=inputs, redo=run.redo)
+    stage = _open_probe(run, corpus)
     probe = load_probe(stage)
     if probe is None:
         with run.timed("probe"):
-            size = run.config.mining.sample_size
+            size = probe_size(run.config.mining, corpus.num_rows)
             rows = sample_corpus(corpus, size, seed=run.config.seed, purpose="probe", executor=run.executor)
             encoder = load_encoder(run.config.encoder, threads=run.config.compute.threads or num_cores())
             store_probe(rows, encoder, run.float32_encoder, stage)
@@ -346,15 +411,18 @@ def _texts(positives: Positives, test: Positives | None) -> list[str]:
     return [text for group in (positives, test) if group for text in group.table["text"].to_pylist()]
 
 
+def _open_sets(run: Run, mined: Stage, positives: Positives, test: Positives | None) -> Stage:
+    settings = {"sets.random_plus_ratio": run.config.sets.random_plus_ratio}
+    spans = fingerprint([group.table["spans"].to_pylist() for group in (positives, test) if group])
+    inputs = {"mined": mined.fingerprint, "positives.spans": spans}
+    return run.open_stage(run.workdir.sets, version=1, settings=settings, inputs=inputs)
+
+
 def _sets(
     run: Run, corpus: Corpus, mined: Stage, table: pa.Table, positives: Positives, test: Positives | None
 ) -> None:
     ratio = run.config.sets.random_plus_ratio
-    spans = fingerprint([group.table["spans"].to_pylist() for group in (positives, test) if group])
-    inputs = {"mined": mined.fingerprint, "positives.spans": spans}
-    stage = open_stage(
-        run.workdir.sets, version=1, settings={"sets.random_plus_ratio": ratio}, inputs=inputs, redo=run.redo
-    )
+    stage = _open_sets(run, mined, positives, test)
     described = read_json(stage.file("sets.json")) if stage.file("sets.json").exists() else []
     if not described or any(stage.manifest(stage.file(f"{row['name']}.parquet")) is None for row in described):
         with run.timed("sets"):

@@ -2,6 +2,11 @@
 
 Every line, row or object of a file comes out either as a `Record` or as a `Reject` with its reason. Files are streamed,
 and nothing a file holds makes memory grow: neither an endless line nor a small file that decompresses to a large one.
+
+A quoted field of a CSV file may go over several lines. If a quote is open at the end of a record's first line, and the
+record is not well-formed, with the columns of the header, within `_RECORD_LINES` lines, ``corpus.max_record_bytes`` and
+the file, then that first line alone is a reject, an unclosed quote, and reading goes on with the next line. So no quote
+costs other rows, unless a later one happens to close it where the columns are as many as they should be.
 """
 
 from __future__ import annotations
@@ -16,6 +21,7 @@ import io
 import json
 import logging
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -35,6 +41,7 @@ Json = Any
 BROKEN_JSON: Final = "broken JSON"
 JSON_ARRAY: Final = "JSON array, expected one object a line"
 BROKEN_CSV: Final = "broken CSV row"
+UNCLOSED_QUOTE: Final = "unclosed quote"
 NO_TEXT: Final = "no text"
 NOT_UTF8: Final = "not UTF-8"
 LONG_TEXT: Final = "text over the cap"
@@ -56,6 +63,8 @@ MIN_RATIO_BYTES: Final = 16 * 2**20
 _BLOCK_BYTES: Final = 2**20
 # Small, since what one read had decoded before a broken place is lost with it.
 _DECODED_BLOCK_BYTES: Final = 1024
+# More lines than any tweet has.
+_RECORD_LINES: Final = 1000
 _PARQUET_ROWS: Final = 4096
 _BATCH_BYTES: Final = 32 * 2**20
 # Pages are read piece by piece, where Arrow would by itself load whole row groups.
@@ -85,7 +94,7 @@ class _GivenUp(Exception):  # noqa: N818  not an error: the rest of the file is 
 
 
 class _LongRecord(Exception):  # noqa: N818
-    """A CSV record has grown over the cap."""
+    """A CSV record has more bytes or lines than are believed of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -281,8 +290,16 @@ def _blocks(source: Source, config: CorpusConfig) -> Iterator[bytes]:
             yield block
 
 
-def _read_lines(source: Source, config: CorpusConfig) -> Iterator[tuple[int, bytes, bool]]:
-    r"""Yield number, content without "\n", and wholeness; of a line over the cap only the beginning comes."""
+class _Line(NamedTuple):
+    r"""A line's number, its content without "\n", and whether that is all of it."""
+
+    number: int
+    content: bytes
+    whole: bool
+
+
+def _read_lines(source: Source, config: CorpusConfig) -> Iterator[_Line]:
+    """Yield the lines of a file; of one over the cap only the beginning comes."""
     cap = config.max_record_bytes
     number, begun, num_begun = 1, [b""], 0
     for index, block in enumerate(_blocks(source, config)):
@@ -291,14 +308,14 @@ def _read_lines(source: Source, config: CorpusConfig) -> Iterator[tuple[int, byt
             lines[0] = b"".join([*begun, lines[0]])
             begun, num_begun = [], 0
         for line in lines:
-            yield number, line[:cap], len(line) <= cap
+            yield _Line(number, line[:cap], len(line) <= cap)
             number += 1
         # Once it is over the cap, a line is known to be too long, and the rest of it is dropped as it comes.
         if num_begun <= cap:
             begun.append(last)
             num_begun += len(last)
     if num_begun:
-        yield number, b"".join(begun)[:cap], num_begun <= cap
+        yield _Line(number, b"".join(begun)[:cap], num_begun <= cap)
 
 
 # From fields to records
@@ -544,42 +561,76 @@ def _name_list(names: Sequence[str]) -> str:
 
 
 class _CsvLines:
-    """The lines of a CSV file for ``csv.reader``; knows where a record began, and stops one that grows over the cap.
+    """The lines of a CSV file for ``csv.reader``, record by record; a record that fails gives back all but its first.
 
-    A quote that is never closed would otherwise make one record of the rest of the file.
+    ``csv.reader`` asks for a second line of a record only where a quote is open at the end of the first.
     """
 
-    def __init__(self, lines: Iterator[tuple[int, bytes, bool]], cap: int) -> None:
+    def __init__(self, lines: Iterator[_Line], cap: int) -> None:
         self._lines = lines
         self._cap = cap
+        self._given_back: deque[_Line] = deque()
+        self._given_up: _GivenUp | None = None
+        # A quote that was open over all lines up to this one came to nothing; one left open before it would, too.
+        self._in_vain = 0
         self.begin()
 
     def begin(self) -> None:
         """Start a record."""
-        self.number = 0
-        self.start = b""
+        self.taken: list[_Line] = []
         self._num_bytes = 0
+        self._quote_open = False
 
     def __iter__(self) -> Iterator[str]:
         return self
 
     def __next__(self) -> str:
-        number, line, whole = next(self._lines)
-        if not self.number:
-            self.number, self.start = number, line
-        self._num_bytes += len(line)
-        if not whole or self._num_bytes > self._cap:
+        if self.taken:
+            self._quote_open = True
+            if len(self.taken) == _RECORD_LINES or self.taken[0].number < self._in_vain:
+                raise _LongRecord
+        line = self._next_line()
+        self.taken.append(line)
+        self._num_bytes += len(line.content)
+        if not line.whole or self._num_bytes > self._cap:
             raise _LongRecord
-        return _decode(line) + "\n"
+        return _decode(line.content) + "\n"
+
+    def _next_line(self) -> _Line:
+        if self._given_back:
+            return self._given_back.popleft()
+        if self._given_up is None:
+            try:
+                return next(self._lines)
+            except _GivenUp as reason:
+                self._given_up = reason
+        if self.taken:  # they come first
+            raise StopIteration
+        raise self._given_up
+
+    def fault(self, reason: str, *, ended: bool = False) -> str:
+        """Return why the record is none, after giving back the lines that an open quote took.
+
+        Args:
+            reason: Why, where no quote is open.
+            ended: The record came to an end, but is not what it should be.
+        """
+        if not self._quote_open:
+            return reason
+        if not ended:
+            self._in_vain = max(self._in_vain, self.taken[-1].number)
+        self._given_back.extendleft(reversed(self.taken[1:]))
+        return UNCLOSED_QUOTE
 
 
-def _read_rows(source: Source, config: CorpusConfig, delimiter: str) -> Iterator[tuple[int, list[str] | str, bytes]]:
-    """Yield line, the row or why there is none, and the row's beginning; blank lines are no rows."""
+def _read_rows(source: Source, config: CorpusConfig, delimiter: str) -> Iterator[tuple[_Line, list[str] | str]]:
+    """Yield a row's first line, and the row or why there is none; blank lines are no rows."""
     # The csv module has one limit for the whole process: it is raised, never lowered; `_CsvLines` holds the real cap.
     csv.field_size_limit(max(csv.field_size_limit(), config.max_record_bytes))
     lines = _CsvLines(_read_lines(source, config), config.max_record_bytes)
     # Strict, since otherwise an open quote at the end of the file passes as a row.
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    num_columns = 0
     while True:
         lines.begin()
         row: list[str] | str
@@ -588,28 +639,32 @@ def _read_rows(source: Source, config: CorpusConfig, delimiter: str) -> Iterator
         except StopIteration:
             return
         except csv.Error:
-            row = BROKEN_CSV
+            row = lines.fault(BROKEN_CSV)
         except _LongRecord:
-            row = LONG_RECORD
+            row = lines.fault(LONG_RECORD)
+        else:
+            num_columns = num_columns or len(row)
+            if row and len(row) != num_columns:
+                row = lines.fault(BROKEN_CSV, ended=True)
         if row:
-            yield lines.number, row, lines.start
+            yield lines.taken[0], row
 
 
 def _read_csv(source: Source, config: CorpusConfig, delimiter: str) -> Iterator[Record | Reject]:
     """Yield the rows of a table whose first row names the columns."""
     rows = _read_rows(source, config, delimiter)
-    number, header, start = next(rows, (0, None, b""))
-    if header is None:
+    line, header = next(rows, (None, []))
+    if line is None:
         return
     if isinstance(header, str):
-        raise InputError(f"{source.uri}: {header} where the column names were expected: {_excerpt(start)}")
+        raise InputError(f"{source.uri}: {header} where the column names were expected: {_excerpt(line.content)}")
     columns = _choose_columns(source, config, header)
-    for number, row, start in rows:
-        if isinstance(row, str) or len(row) != len(header):
-            yield Reject(number, row if isinstance(row, str) else BROKEN_CSV, _excerpt(start))
+    for line, row in rows:
+        if isinstance(row, str):
+            yield Reject(line.number, row, _excerpt(line.content))
         else:
             fields = columns.fields(dict(zip(header, row, strict=True)))
-            yield _make_record(source, config, number, fields, raw=start)
+            yield _make_record(source, config, line.number, fields, raw=line.content)
 
 
 def _read_parquet(source: Source, config: CorpusConfig) -> Iterator[Record | Reject]:

@@ -92,7 +92,9 @@ class Stage:
         return self.folder / (path.name + ".json")
 
 
-def open_stage(folder: Path, *, version: int, settings: Json, inputs: Json, redo: bool = False) -> Stage:
+def open_stage(
+    folder: Path, *, version: int, settings: Json, inputs: Json, redo: bool = False, make: bool = True
+) -> Stage:
     """Open a stage's folder, making it if it is new.
 
     Args:
@@ -101,6 +103,7 @@ def open_stage(folder: Path, *, version: int, settings: Json, inputs: Json, redo
         settings: The configuration values that decide the content, by dotted key.
         inputs: Hashes of what the stage reads, by name.
         redo: Discard what other settings or inputs left there, instead of refusing.
+        make: False: look whether the folder fits, and write nothing.
 
     Raises:
         InputError: The folder was made with other settings or inputs; the message names them.
@@ -117,8 +120,10 @@ def open_stage(folder: Path, *, version: int, settings: Json, inputs: Json, redo
                 f"{folder}: made with another configuration ({differences}); "
                 f"use another workdir, or --redo to discard it and what follows from it"
             )
-        if before != now:
+        if before != now and make:
             shutil.rmtree(folder)
+    if not make:
+        return Stage(folder, fingerprint(now))
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder.rglob(".*.tmp"))
     if not mark.exists():
@@ -202,6 +207,21 @@ class Workdir:
     def sets(self) -> Path:
         """Folder of the training and test sets."""
         return self.root / "sets"
+
+    @property
+    def runs(self) -> Path:
+        """Folder of the training runs, one folder each."""
+        return self.root / "runs"
+
+    @property
+    def features(self) -> Path:
+        """Folder of the cached vectors of words, by encoder."""
+        return self.root / "features"
+
+    @property
+    def results(self) -> Path:
+        """The scores of all runs: one row per run, test set and metric."""
+        return self.root / "results.parquet"
 
     @property
     def manifest(self) -> Path:

@@ -417,6 +417,21 @@ def _canonical(base: str) -> str:
     return " ".join(word for word in bare if word)
 
 
+def canonical_words(text: str) -> list[str]:
+    """Return the words that ``duplicate_key`` compares: folded, without links, mentions and punctuation at their edges.
+
+    Args:
+        text: The tweet.
+
+    Source: this package's own definition.
+
+    Example:
+        >>> canonical_words("RT @ana: Tiembla en Oaxaca!")
+        ['tiembla', 'en', 'oaxaca']
+    """
+    return _canonical(_without_retweet_mark(text)).split()
+
+
 def duplicate_key(text: str) -> bytes:
     """Return a key that retweets and copies of one tweet share.
 

@@ -149,6 +149,20 @@ def test_no_such_file_or_format(tmp_path):
     assert "unknown ending" in failure(other)
 
 
+def test_the_key_that_named_the_file_is_in_what_is_wrong_with_it(tmp_path):
+    twice, other, latin = (tmp_path / name for name in ("twice.csv", "p.xlsx", "latin.csv"))
+    twice.write_text("id,text,text,class_name\n1,smoke,ash,fire\n")
+    other.touch()
+    latin.write_bytes("id,text,class_name\n1,inundación,flood\n".encode("latin-1"))
+    empty = tmp_path / "empty.parquet"
+    empty.touch()
+    for path in (twice, other, latin, empty, tmp_path / "nowhere.csv"):
+        assert failure(path).startswith("positives.uri: ")
+        with pytest.raises(InputError) as caught:
+            read_positives(str(path), PositivesConfig(uri="p.csv"), key="positives.test_uri")
+        assert str(caught.value) == failure(path).replace("positives.uri", "positives.test_uri")
+
+
 def test_csv_ids_and_texts_are_read_as_written(tmp_path):
     rows = [
         {"id": "007", "text": "0012", "class_name": "True"},

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from mining import oracles
+from scalemine.config import MiningConfig
 from scalemine.mining.anchors import Anchors
-from scalemine.mining.probe import AUDIT_ROWS, MIN_MARGIN, Probe, load_probe, store_probe
+from scalemine.mining.probe import AUDIT_ROWS, MIN_MARGIN, Probe, load_probe, probe_size, store_probe
 from scalemine.mining.sampling import Row
 from scalemine.store import open_stage
 
@@ -65,3 +66,11 @@ def test_fewer_rows_than_the_audit_wants(tmp_path, anchors):
     assert exact.encoded == 7
     assert [one.count for one in probe.distributions(anchors)] == [7, 7]
     assert probe.max_error(anchors) > 0
+
+
+@pytest.mark.parametrize(
+    ("fit", "num_rows", "expected"),
+    [("exact", 10, 300), ("exact", 20_000, 1_000), ("exact", 10**8, 3_000), ("sample", 20_000, 3_000)],
+)
+def test_small_corpora_have_small_probes(fit, num_rows, expected):
+    assert probe_size(MiningConfig(fit=fit), num_rows) == expected

@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
+from scalemine.mining.negatives import SCHEMA
 from scalemine.store import Workdir
 
 CLASSES = ("flood", "earthquake", "<b>ürün & $x")
@@ -82,23 +83,6 @@ def _negative_rows(name):
     return rows
 
 
-_NEGATIVES_SCHEMA = pa.schema(
-    [
-        ("id", pa.string()),
-        ("text", pa.string()),
-        ("class_name", pa.string()),
-        ("band", pa.int8()),
-        ("cosine", pa.float32()),
-        ("z", pa.float32()),
-        ("nearest_positive_id", pa.string()),
-        ("nearest_positive_cosine", pa.float32()),
-        ("false_negative_probability", pa.float32()),
-        ("strategy", pa.string()),
-        ("seed", pa.int64()),
-    ]
-)
-
-
 def _manifest(count):
     reasons = {"not JSON": 40, "no text": 12, "<i>binary</i>": 3}
     sets = ("train_no", "train_1s", "test_3s", "test_random_plus")
@@ -165,7 +149,7 @@ def workdir(tmp_path):
     bins = [row for name in CLASSES for row in _histogram_rows(name, count)]
     pq.write_table(pa.Table.from_pylist(bins), workdir.mined / "histograms.parquet")
     negatives = [row for name in CLASSES for row in _negative_rows(name)]
-    pq.write_table(pa.Table.from_pylist(negatives, schema=_NEGATIVES_SCHEMA), workdir.negatives)
+    pq.write_table(pa.Table.from_pylist(negatives, schema=SCHEMA), workdir.negatives)
 
     rng = np.random.default_rng(3)
     anchors = rng.normal(size=(len(CLASSES), DIMS)).astype(np.float32)

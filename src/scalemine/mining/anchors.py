@@ -49,13 +49,18 @@ class Positives:
         return int(pc.sum(pc.equal(self.table["class_name"], class_name)).as_py() or 0)
 
 
-def read_positives(uri: str, config: PositivesConfig) -> Positives:
+def read_positives(uri: str, config: PositivesConfig, *, key: str = "positives.uri") -> Positives:
     """Read labelled tweets; a row without text or class is no positive.
+
+    Args:
+        uri: The file.
+        config: The names of its columns, and which classes are wanted.
+        key: The configuration key that named the file, for messages.
 
     Raises:
         InputError: The file or a column is not there, or no row is usable.
     """
-    table = _read_table(uri)
+    table = _read_table(uri, key)
     columns = {
         "id": _column(table, config.id, uri) if config.id in table.column_names else None,
         "text": _column(table, config.text, uri, "positives.text"),
@@ -99,10 +104,10 @@ def check_classes(train: Positives, test: Positives | None, config: PositivesCon
             )
 
 
-def _read_table(uri: str) -> pa.Table:
+def _read_table(uri: str, key: str) -> pa.Table:
     path = Path(uri)
     if not path.is_file():
-        raise InputError(f"positives.uri: no such file: {uri} (expected Parquet, CSV, TSV or JSON lines)")
+        raise InputError(f"{key}: no such file: {uri} (expected Parquet, CSV, TSV or JSON lines)")
     try:
         match path.suffix.lower():
             case ".parquet":
@@ -112,14 +117,14 @@ def _read_table(uri: str) -> pa.Table:
             case ".jsonl" | ".ndjson" | ".json":
                 table = _read_json_lines(path)
             case _:
-                raise InputError(f"positives.uri: {uri}: unknown ending; expected .parquet, .csv, .tsv or .jsonl")
+                raise InputError(f"{key}: {uri}: unknown ending; expected .parquet, .csv, .tsv or .jsonl")
     except UnicodeError:
-        raise InputError(f"positives.uri: {uri} is not UTF-8; convert it first") from None
+        raise InputError(f"{key}: {uri} is not UTF-8; convert it first") from None
     except (pa.ArrowException, csv.Error, json.JSONDecodeError, OSError) as error:
-        raise InputError(f"positives.uri: {uri} cannot be read: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{key}: {uri} cannot be read: {str(error).splitlines()[0]}") from None
     twice = [name for name in table.column_names if table.column_names.count(name) > 1]
     if twice:
-        raise InputError(f"positives.uri: {uri}: column {twice[0]!r} is there more than once; rename one of them")
+        raise InputError(f"{key}: {uri}: column {twice[0]!r} is there more than once; rename one of them")
     return table
 
 

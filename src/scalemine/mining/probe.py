@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from scalemine.config import MiningConfig
 from scalemine.mining import distributions
 from scalemine.mining.anchors import Anchors
 from scalemine.mining.embeddings import matrix, matrix_column, read_arrow, write_arrow
@@ -23,6 +24,8 @@ from scalemine.mining.similarity import STEPS_PER_UNIT, SimilarityDistribution, 
 from scalemine.store import Stage
 
 AUDIT_ROWS = 1_000
+# A small corpus is not encoded twice for its forecast's sake.
+MIN_ROWS, ROWS_PER_PROBED = 300, 20
 # How far a stored S_an may be off although nothing was seen to be: rounding to float16 and to the grid.
 MIN_MARGIN = 1e-3
 
@@ -69,6 +72,13 @@ class Probe:
     def _audit(self, anchors: Anchors) -> tuple[NDArray[np.int16], NDArray[np.int16]]:
         grid_KD = anchor_grid(anchors.vectors_KD)
         return similarities(self.vectors_PD[: len(self.exact_AD)], grid_KD), similarities(self.exact_AD, grid_KD)
+
+
+def probe_size(config: MiningConfig, num_rows: int) -> int:
+    """Return how many rows of a corpus to probe: fewer than ``sample_size`` of a small one, unless the fit wants them."""
+    if config.fit == "sample":
+        return config.sample_size
+    return min(config.sample_size, max(MIN_ROWS, num_rows // ROWS_PER_PROBED))
 
 
 def store_probe(rows: Sequence[Row], encoder: Encoder, exact_encoder: Encoder, stage: Stage) -> None:

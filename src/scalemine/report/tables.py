@@ -397,9 +397,9 @@ def print_report(console: Console, workdir: Workdir, *, per_band: int = 3) -> No
     if findings.distributions:
         _print_distributions(console, findings)
     if findings.entries("yield") or findings.entries("forecast"):
-        _print_table(console, yield_table(findings.entries("yield"), findings.entries("forecast")))
+        print_table(console, yield_table(findings.entries("yield"), findings.entries("forecast")))
     if findings.entries("sets"):
-        _print_table(console, sets_table(findings.entries("sets")))
+        print_table(console, sets_table(findings.entries("sets")))
     if findings.negatives is not None and per_band > 0:
         _print_negatives(console, findings, per_band)
     for warning in findings.entries("warnings"):
@@ -416,16 +416,17 @@ def _print_distributions(console: Console, findings: Findings) -> None:
     table = distributions_table(findings.distributions, findings.weak_auc)
     unlimited = console.options.update(width=10_000)
     if console.measure(_render(table, console.width), options=unlimited).maximum <= console.width:
-        _print_table(console, table)
+        print_table(console, table)
         return
     middle = len(table.columns) - len(BANDS)
-    _print_table(console, Table(table.caption, table.columns[:middle], tuple(row[:middle] for row in table.rows)))
+    print_table(console, Table(table.caption, table.columns[:middle], tuple(row[:middle] for row in table.rows)))
     columns = (table.columns[0], *table.columns[middle:])
     shares = tuple((row[0], *row[middle:]) for row in table.rows)
-    _print_table(console, Table("Share of the tweets in each band", columns, shares))
+    print_table(console, Table("Share of the tweets in each band", columns, shares))
 
 
-def _print_table(console: Console, table: Table) -> None:
+def print_table(console: Console, table: Table) -> None:
+    """Print a table after an empty line."""
     console.print()
     console.print(_render(table, console.width))
 

@@ -1,0 +1,109 @@
+"""Tweets to batches of tensors: which tweets go together, and what a network reads of them.
+
+Shapes: B tweets, L words of the longest one, S tokens of the longest one, D dimensions of a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from scalemine.training.network import Batch
+from scalemine.training.words import WordTokens
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """What a network reads of some tweets; one of tokens, word ids and vectors is there.
+
+    Args:
+        num_words: Words of each tweet that are read.
+        tags: Index of the tag of each of these words; None where they are to be found.
+        tokens: Tokens of each tweet, for a transformer.
+        word_ids: Rows of the table of static vectors, per word.
+        vectors_WD: Cached vectors of all words, tweet after tweet.
+    """
+
+    num_words: tuple[int, ...]
+    tags: Sequence[Sequence[int]] | None = None
+    tokens: Sequence[WordTokens] | None = None
+    word_ids: Sequence[Sequence[int]] | None = None
+    vectors_WD: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Keep where each tweet's vectors begin."""
+        object.__setattr__(self, "_firsts", np.concatenate([[0], np.cumsum(self.num_words)]))
+
+    def __len__(self) -> int:
+        return len(self.num_words)
+
+    @property
+    def costs(self) -> list[int]:
+        """How long each tweet is in the dearest step: tokens for a transformer, else words."""
+        return [len(one.ids) for one in self.tokens] if self.tokens is not None else list(self.num_words)
+
+    def collate(self, rows: Sequence[int], pad_id: int = 0) -> Batch:
+        """Return the tensors of some tweets; each has a word at least."""
+        lengths = [self.num_words[row] for row in rows]
+        batch = {"mask_BL": torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]}
+        if self.tags is not None:
+            batch["tags_BL"] = _pad([self.tags[row] for row in rows], 0)
+        if self.tokens is not None:
+            tokens = [self.tokens[row] for row in rows]
+            batch["input_ids_BS"] = _pad([one.ids for one in tokens], pad_id)
+            batch["attention_BS"] = _pad([[1] * len(one.ids) for one in tokens], 0)
+            batch["starts_BL"] = _pad([one.starts for one in tokens], 0)
+            batch["ends_BL"] = _pad([one.ends for one in tokens], 0)
+        elif self.word_ids is not None:
+            batch["word_ids_BL"] = _pad([self.word_ids[row] for row in rows], 0)
+        else:
+            assert self.vectors_WD is not None
+            firsts: NDArray[np.int64] = self.__dict__["_firsts"]
+            vectors = [self.vectors_WD[firsts[row] : firsts[row + 1]] for row in rows]
+            batch["vectors_BLD"] = torch.nn.utils.rnn.pad_sequence(vectors, batch_first=True)
+        return batch
+
+
+def _pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    width = max(map(len, rows))
+    return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], dtype=torch.long)
+
+
+def training_batches(
+    costs: Sequence[int], batch_size: int, bucket_batches: int, *, seed: int, epoch: int
+) -> list[list[int]]:
+    """Return the batches of one epoch: every row once, in an order that depends on the seed and the epoch alone.
+
+    Rows are shuffled, then sorted by length among ``bucket_batches`` batches at a time, so that little is filled up;
+    then the batches are shuffled.
+    """
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(costs))
+    size = batch_size * bucket_batches
+    pools = [order[start : start + size] for start in range(0, len(order), size)]
+    if bucket_batches > 1:
+        lengths = np.asarray(costs)
+        pools = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
+    batches = [pool[start : start + batch_size] for pool in pools for start in range(0, len(pool), batch_size)]
+    return [batches[index].tolist() for index in random.permutation(len(batches))]
+
+
+def prediction_batches(costs: Sequence[int], budget: int) -> list[list[int]]:
+    """Return batches of rows of about one length, with at most ``budget`` padded tokens each (one row at least)."""
+    batches: list[list[int]] = []
+    for row in sorted(range(len(costs)), key=lambda row: (costs[row], row)):
+        if batches and (len(batches[-1]) + 1) * costs[row] <= budget:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+def to_device(batch: Mapping[str, Tensor], device: torch.device) -> Batch:
+    """Return a batch on a device."""
+    return {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}

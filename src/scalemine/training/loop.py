@@ -1,0 +1,412 @@
+"""The training loop: one to many processes, one result.
+
+A step is one *global* batch: its rows are shared out among the processes, each row's loss is summed, and the sum is
+divided by the number of items (words, for a tagger) in the whole batch, so neither the number of processes nor that of
+micro-batches changes what a step does, but for rounding. Everything random in a step is drawn from a generator seeded
+by (seed, step, process), and the order of an epoch by (seed, epoch); so a checkpoint needs no state of a generator, and
+a run that is continued in the middle of an epoch ends with the weights of one that was not interrupted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from scalemine.config import RunError
+from scalemine.executor import StopSignals
+from scalemine.store import read_json, write_json, write_whole
+from scalemine.training.batches import to_device, training_batches
+from scalemine.training.network import Batch
+
+logger = logging.getLogger(__name__)
+
+STATE = "checkpoint.json"
+BEST = "best.safetensors"
+MODEL, MOMENTS = "model.", "optimizer."
+
+
+class Task(Protocol):
+    """What is trained: a network, its data, and how good it is."""
+
+    model: nn.Module
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return groups of parameters, each with ``params``, ``lr`` and ``weight_decay``."""
+        ...
+
+    def costs(self) -> Sequence[int]:
+        """Return the length of each training row, to put rows of like length together."""
+        ...
+
+    def num_items(self, rows: Sequence[int]) -> int:
+        """Return over how many items the loss of some training rows is averaged."""
+        ...
+
+    def ids(self, rows: Sequence[int]) -> list[str]:
+        """Return the identifiers of some training rows, for messages."""
+        ...
+
+    def collate(self, rows: Sequence[int]) -> Batch:
+        """Return the tensors of some training rows, of which ``model`` returns the summed loss."""
+        ...
+
+    def evaluate(self, accelerator: Accelerator) -> float:
+        """Return how good the model is on what chooses the epoch, from 0 to 1; the same in every process."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long a fit lasts, and its steps; see ``config.TrainConfig``."""
+
+    batch_size: int
+    micro_batch: int | None
+    bucket_batches: int
+    epochs: int
+    patience: int
+    min_delta: float
+    clip: float
+    checkpoint_steps: int
+    seed: int
+
+
+@dataclass
+class Progress:
+    """How far a fit has come; written with each checkpoint."""
+
+    step: int = 0
+    epoch: int = 0
+    epoch_step: int = 0
+    loss_sum: float = 0.0
+    item_sum: int = 0
+    best: float = -1.0
+    best_epoch: int = 0
+    seconds: float = 0.0
+    skipped_steps: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Fit:
+    """What came out of a fit; the model holds the weights of the best epoch.
+
+    Args:
+        best: The score of the best epoch.
+        best_epoch: Which that was, from 1.
+        history: Per epoch: loss (mean per item), score, seconds, rows per second.
+        lr_check: Steps and learning rates planned and applied.
+        seconds: Of all sessions of this fit.
+    """
+
+    best: float
+    best_epoch: int
+    history: list[dict[str, float]]
+    lr_check: dict[str, Any]
+    seconds: float
+
+
+OnStep = Callable[[int], None]
+OnEpoch = Callable[[Progress], None]
+
+
+def linear_rate(step: int, num_steps: int) -> float:
+    """Return the share of the learning rate at a step from 0: from 1 down to 0 in even steps, without warm-up."""
+    return max(0.0, (num_steps - step) / num_steps)
+
+
+def fit(
+    task: Task,
+    plan: Plan,
+    folder: Path,
+    *,
+    accelerator: Accelerator,
+    signals: StopSignals | None = None,
+    on_step: OnStep = lambda _rows: None,
+    on_epoch: OnEpoch = lambda _progress: None,
+) -> Fit:
+    """Train until the score has not improved for ``patience`` epochs, or to the last epoch; go on from a checkpoint.
+
+    Args:
+        task: What is trained.
+        plan: How.
+        folder: Of the checkpoint and of the best weights, on a disk that all processes see.
+        accelerator: The processes.
+        signals: A request to stop writes a checkpoint and raises ``Stopped``.
+        on_step: Called after each step with the number of its rows.
+        on_epoch: Called after each epoch.
+
+    Raises:
+        RunError: The loss or the gradient is no number, or the learning rates applied are not those planned.
+        Stopped: A signal asked for it.
+    """
+    costs = task.costs()
+    steps_per_epoch = math.ceil(len(costs) / plan.batch_size)
+    num_steps = plan.epochs * steps_per_epoch
+    optimizer = torch.optim.AdamW(task.parameter_groups(), fused=accelerator.device.type in ("cpu", "cuda"))
+    base_rates = [float(group["lr"]) for group in optimizer.param_groups]
+    # By the number of the optimiser's step alone, so not prepared: a prepared one steps once per process.
+    scheduler = LambdaLR(optimizer, lambda step: linear_rate(step, num_steps))
+    model, prepared = accelerator.prepare(task.model, optimizer)
+    progress = Progress()
+    # What the optimiser really used, seen from inside of its steps.
+    optimizer.register_step_pre_hook(lambda used, *_: progress.rates.append(float(used.param_groups[0]["lr"])))
+    loop = _Loop(task, plan, folder, accelerator, model, prepared, optimizer, scheduler, progress)
+    loop.restore()
+    started = time.monotonic() - progress.seconds
+    while progress.epoch < plan.epochs and not _has_stalled(progress, plan):
+        batches = training_batches(costs, plan.batch_size, plan.bucket_batches, seed=plan.seed, epoch=progress.epoch)
+        for rows in batches[progress.epoch_step :]:
+            loop.step(rows)
+            progress.seconds = time.monotonic() - started
+            on_step(len(rows))
+            stop = _any_process(accelerator, signals is not None and signals.requested)
+            if stop or (progress.step % plan.checkpoint_steps == 0 and progress.epoch_step < len(batches)):
+                loop.save()
+            if stop and signals is not None:
+                signals.requested = True
+                signals.raise_if_requested()
+        loop.end_epoch(started)
+        on_epoch(progress)
+    lr_check = check_rates(progress.rates, progress.skipped_steps, base_rates[0], num_steps, progress.step)
+    loop.load_best()
+    return Fit(progress.best, progress.best_epoch, progress.history, lr_check, round(progress.seconds, 3))
+
+
+def check_rates(rates: Sequence[float], skipped: int, base: float, num_steps: int, steps: int) -> dict[str, Any]:
+    """Compare the learning rates that the optimiser used with those planned, step by step.
+
+    Args:
+        rates: What each optimiser step used.
+        skipped: Steps that a gradient scaler left out, after too large a number.
+        base: The learning rate at the start.
+        num_steps: Steps of the schedule.
+        steps: Steps that were made.
+
+    Raises:
+        RunError: They differ, in number or in value.
+    """
+    planned = [base * linear_rate(step, num_steps) for step in range(steps)]
+    facts = {
+        "steps_planned": steps, "steps_applied": len(rates) + skipped, "schedule_steps": num_steps,
+        "first": rates[0] if rates else None, "last_planned": planned[-1] if planned else None,
+        "last_applied": rates[-1] if rates else None,
+        "skipped_steps": skipped,
+    }  # fmt: skip
+    if facts["steps_applied"] != steps:
+        raise RunError(
+            f"the optimiser made {facts['steps_applied']} steps where {steps} were planned: these weights are not what "
+            f"the configuration says"
+        )
+    if not skipped:
+        for step, (wanted, used) in enumerate(zip(planned, rates, strict=True)):
+            if not math.isclose(wanted, used, rel_tol=1e-6, abs_tol=1e-12):
+                raise RunError(
+                    f"learning rate at step {step}: planned {wanted:.3g}, applied {used:.3g}: these weights are not "
+                    f"what the configuration says"
+                )
+    return facts | {"equal": True}
+
+
+def _has_stalled(progress: Progress, plan: Plan) -> bool:
+    return progress.epoch - progress.best_epoch >= plan.patience and progress.epoch > 0
+
+
+def _any_process(accelerator: Accelerator, wanted: bool) -> bool:
+    """Return whether any process wants it, in all of them."""
+    if accelerator.num_processes == 1:
+        return wanted
+    flag = torch.tensor([int(wanted)], device=accelerator.device)
+    return bool(accelerator.reduce(flag, reduction="sum").item())
+
+
+@dataclass
+class _Loop:
+    """The parts of a fit in progress."""
+
+    task: Task
+    plan: Plan
+    folder: Path
+    accelerator: Accelerator
+    model: nn.Module
+    prepared: Any
+    optimizer: torch.optim.Optimizer
+    scheduler: LambdaLR
+    progress: Progress
+
+    def step(self, rows: Sequence[int]) -> None:
+        """Make one optimiser step on a global batch."""
+        accelerator, progress = self.accelerator, self.progress
+        rank, world = accelerator.process_index, accelerator.num_processes
+        num_items = self.task.num_items(rows)
+        torch.manual_seed(_step_seed(self.plan.seed, progress.step, rank))
+        self.model.train()
+        # Without a row of its own, a process goes through the motions with a row that counts for nothing.
+        mine, weight = (rows[rank::world], 1.0) if rows[rank::world] else (rows[:1], 0.0)
+        size = self.plan.micro_batch or len(mine)
+        parts = [mine[start : start + size] for start in range(0, len(mine), size)]
+        total = torch.zeros((), device=accelerator.device)
+        for number, part in enumerate(parts):
+            is_last = number == len(parts) - 1
+            with contextlib.nullcontext() if is_last else accelerator.no_sync(self.model):
+                loss_sum = self.model(to_device(self.task.collate(part), accelerator.device)) * weight
+                # The processes' gradients are averaged; the mean is over the items of all of them.
+                accelerator.backward(loss_sum * (world / num_items))
+            total += loss_sum.detach()
+        loss = float(accelerator.reduce(total, reduction="sum").item()) / num_items
+        if not math.isfinite(loss):
+            self._refuse(f"the loss is {loss}", rows)
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), self.plan.clip)
+        if norm is not None and not torch.isfinite(norm) and accelerator.scaler is None:
+            self._refuse(f"the gradient's norm is {float(norm)}", rows)
+        self.prepared.step()
+        self.prepared.zero_grad()
+        progress.skipped_steps += int(self.prepared.step_was_skipped)
+        self.scheduler.step()
+        progress.step += 1
+        progress.epoch_step += 1
+        progress.loss_sum += loss * num_items
+        progress.item_sum += num_items
+        accelerator.log({"loss": loss, "lr": progress.rates[-1] if progress.rates else 0.0}, step=progress.step)
+
+    def _refuse(self, what: str, rows: Sequence[int]) -> None:
+        ids = ", ".join(self.task.ids(rows)[:32])
+        raise RunError(
+            f"{what} at step {self.progress.step} (epoch {self.progress.epoch + 1}), tweets {ids}: stopped; the "
+            f"checkpoint before it is kept in {self.folder}; lower train.lr, or look at these tweets"
+        )
+
+    def end_epoch(self, started: float) -> None:
+        """Score the model, keep it where it is the best so far, and write a checkpoint."""
+        progress = self.progress
+        self.model.eval()
+        score = self.task.evaluate(self.accelerator)
+        progress.epoch += 1
+        progress.epoch_step = 0
+        seconds = time.monotonic() - started
+        before = sum(epoch["seconds"] for epoch in progress.history)
+        progress.history.append(
+            {
+                "epoch": progress.epoch,
+                "loss": progress.loss_sum / max(1, progress.item_sum),
+                "score": score,
+                "seconds": round(seconds - before, 3),
+            }
+        )
+        progress.seconds, progress.loss_sum, progress.item_sum = seconds, 0.0, 0
+        if score > progress.best + (self.plan.min_delta if progress.best_epoch else 0.0):
+            progress.best, progress.best_epoch = score, progress.epoch
+            self._write(self.folder / BEST, self._model_tensors())
+        self.accelerator.log({"score": score, "epoch": progress.epoch}, step=progress.step)
+        self.save()
+
+    def _model_tensors(self) -> dict[str, Tensor]:
+        state = self.accelerator.unwrap_model(self.model).state_dict()
+        return {MODEL + name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+
+    def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+        if self.accelerator.is_main_process:
+            with write_whole(path) as temporary:
+                save_file(dict(tensors), temporary)
+
+    def save(self) -> None:
+        """Write a checkpoint: tensors to a file of their own first, then the JSON file that names it."""
+        progress = self.progress
+        name = f"checkpoint-{progress.step:09}-{progress.epoch:05}.safetensors"
+        state = self.optimizer.state_dict()
+        moments = {
+            f"{MOMENTS}{index}.{key}": value.detach().cpu().contiguous()
+            for index, values in state["state"].items()
+            for key, value in values.items()
+        }
+        self._write(self.folder / name, self._model_tensors() | moments)
+        if self.accelerator.is_main_process:
+            scaler = self.accelerator.scaler
+            facts = {
+                "tensors": name,
+                "progress": vars(progress),
+                "scheduler_step": self.scheduler.last_epoch,
+                "scaler": scaler.state_dict() if scaler is not None else None,
+            }
+            write_json(self.folder / STATE, facts)
+            for old in self.folder.glob("checkpoint-*.safetensors"):
+                if old.name != name:
+                    old.unlink()
+        self.accelerator.wait_for_everyone()
+
+    def restore(self) -> None:
+        """Go back to the last checkpoint, if there is one."""
+        if not (self.folder / STATE).exists():
+            return
+        facts = read_json(self.folder / STATE)
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _read_tensors(self.folder / facts["tensors"], MOMENTS):
+            index, key = name.split(".", 1)
+            moments.setdefault(int(index), {})[key] = tensor
+        self._load_model(self.folder / facts["tensors"])
+        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        for name, value in facts["progress"].items():
+            setattr(self.progress, name, value)
+        if facts["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(facts["scaler"])
+        self.scheduler.last_epoch = facts["scheduler_step"]
+        for group, base in zip(self.optimizer.param_groups, self.scheduler.base_lrs, strict=True):
+            group["lr"] = base * self.scheduler.lr_lambdas[0](facts["scheduler_step"])
+        logger.info("going on from step %d (epoch %d)", self.progress.step, self.progress.epoch + 1)
+
+    def load_best(self) -> None:
+        """Give the model the weights of the best epoch."""
+        self.accelerator.wait_for_everyone()
+        self._load_model(self.folder / BEST)
+
+    def _load_model(self, path: Path) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        model.load_state_dict(dict(_read_tensors(path, MODEL)))
+
+
+def _read_tensors(path: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:
+    with safe_open(path, framework="pt") as file:
+        for name in file.keys():  # noqa: SIM118  it is no mapping
+            if name.startswith(prefix):
+                yield name.removeprefix(prefix), file.get_tensor(name)
+
+
+def _step_seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def predict_rows(
+    accelerator: Accelerator,
+    batches: Sequence[Sequence[int]],
+    shape: tuple[int, int],
+    predict: Callable[[Sequence[int]], Tensor],
+) -> Tensor:
+    """Return a prediction for every row, the same in every process: batches are shared out, and the results added up.
+
+    Args:
+        accelerator: The processes.
+        batches: Rows, each in one batch.
+        shape: Rows, and the widest prediction.
+        predict: Rows to their predictions ``(B, W)``, W at most the widest.
+    """
+    result_NW = torch.zeros(shape, dtype=torch.int64)
+    for rows in batches[accelerator.process_index :: accelerator.num_processes]:
+        predicted_BW = predict(rows).cpu()
+        result_NW[list(rows), : predicted_BW.shape[1]] = predicted_BW
+    if accelerator.num_processes > 1:
+        result_NW = accelerator.reduce(result_NW.to(accelerator.device), reduction="sum").cpu()
+    return result_NW

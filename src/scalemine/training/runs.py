@@ -1,0 +1,627 @@
+"""Training runs: data to folds, folds to models, models to results.
+
+A run is one model trained on one set, whole or without one fold. It owns a folder ``runs/NAME`` with the checkpoint
+while it is under way, then ``model/`` (see ``tagger``) and ``result.json``. Calling it again does what is missing.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import logging
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+
+from scalemine.config import Config, InputError, RunError
+from scalemine.executor import Stopped, StopSignals, num_cores
+from scalemine.models import precision_name
+from scalemine.store import Stage, Workdir, fingerprint, open_stage, read_json, write_json, write_whole
+from scalemine.training.batches import Inputs
+from scalemine.training.datasets import Dataset, Document, check_types, read_dataset
+from scalemine.training.encoders import load_words
+from scalemine.training.folds import (
+    Leak,
+    hold_out,
+    join_groups,
+    leak_report,
+    make_folds,
+    near_duplicate_groups,
+    text_leaks,
+)
+from scalemine.training.labels import tag_names
+from scalemine.training.loop import BEST, STATE, Fit, Plan, Progress, fit
+from scalemine.training.metrics import surfaces
+from scalemine.training.network import Shape, TaggerNetwork, TransformerWords
+from scalemine.training.scoring import score_documents
+from scalemine.training.tagger import CONFIG, load_tagger, write_tagger
+from scalemine.training.tagging import TaggerTask, fill_up, micro_f1, predict_tags
+
+logger = logging.getLogger(__name__)
+
+NEAR_DUPLICATES = "near_duplicates"
+DEV, HELD_OUT = "dev", "held_out"
+# What changes a run's place or pace, and not its result.
+_INCIDENTAL = {"name", "processes", "micro_batch", "device", "checkpoint_steps", "bootstrap", "test_sets", "test_uris"}
+
+Advance = Callable[[int], None]
+ShowProgress = Callable[[str, int | None], AbstractContextManager[Advance]]
+
+
+@contextmanager
+def silent(_: str, __: int | None) -> Iterator[Advance]:
+    """Show no progress."""
+    yield lambda _rows: None
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a configuration trains on and is tested on."""
+
+    train: Dataset
+    dev: Dataset | None
+    tests: Mapping[str, Dataset]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Which rows of the training set a run trains on, chooses the epoch on, and is tested on.
+
+    Args:
+        fold: Which fold is held out, from 0; None where there are no folds.
+        train: Rows to train on.
+        dev: Rows that choose the epoch; none where a file or the held-out fold does.
+        held_out: Rows of the held-out fold.
+    """
+
+    fold: int | None
+    train: NDArray[np.int64]
+    dev: NDArray[np.int64]
+    held_out: NDArray[np.int64]
+
+
+def read_data(config: Config) -> Data:
+    """Read the files that a configuration trains on, chooses the epoch on, and is tested on.
+
+    Raises:
+        InputError: One is not there, cannot be read, or has spans of types that the training set has none of.
+    """
+    train, sets = config.train, Workdir(config.workdir.absolute()).sets
+    keep = [name for name in train.group_by if name != NEAR_DUPLICATES]
+    uri = train.train_uri or str(sets / f"train_{train.train_set}.parquet")
+    if train.train_uri is None and not Path(uri).exists():
+        there = ", ".join(sorted(path.stem.removeprefix("train_") for path in sets.glob("train_*.parquet")))
+        raise InputError(
+            f"train.train_set: no set {train.train_set!r} in {sets} (there are: {there or 'none'}); scalemine mine "
+            f"makes them, or give train.train_uri"
+        )
+    tests = dict(train.test_uris)
+    if not tests and train.train_uri is None:
+        names = train.test_sets or sorted(path.stem.removeprefix("test_") for path in sets.glob("test_*.parquet"))
+        tests = {f"test_{name}": str(sets / f"test_{name}.parquet") for name in names}
+    data = Data(
+        read_dataset(uri, keep=keep, key="train.train_uri"),
+        read_dataset(train.dev_uri, key="train.dev_uri") if train.dev_uri else None,
+        {name: read_dataset(uri, key=f"train.test_uris.{name}") for name, uri in tests.items()},
+    )
+    if not data.train.types:
+        raise InputError(f"{uri}: no tweet bears a span, so there is nothing to learn")
+    if train.unseen_types == "refuse":
+        check_types(data.train, [*([data.dev] if data.dev else []), *data.tests.values()])
+    return data
+
+
+def plan_splits(config: Config, train: Dataset) -> list[Split]:
+    """Return the split of each fold, or the one split where there are no folds; the seed of the folds alone decides.
+
+    Raises:
+        InputError: There are too few groups of tweets for the folds or the dev part.
+    """
+    options, documents = config.train, train.documents
+    strata = [_strata(document) for document in documents]
+    groups = _groups(config, documents)
+    keys = _distinct([document.id for document in documents])
+    every = np.arange(len(documents))
+    parts: list[tuple[int | None, NDArray[np.int64], NDArray[np.int64]]] = [(None, every, every[:0])]
+    try:
+        if options.folds:
+            fold_N = make_folds(
+                len(documents), options.folds, seed=options.fold_seed, strata=strata if options.stratify else None,
+                groups=groups, keys=keys,
+            )  # fmt: skip
+            parts = [(fold, every[fold_N != fold], every[fold_N == fold]) for fold in range(options.folds)]
+        splits = []
+        for fold, rest, held_out in parts:
+            is_dev = np.zeros(len(rest), np.bool_)
+            if options.stop_on == "dev" and options.dev_uri is None:
+                is_dev = hold_out(
+                    len(rest), options.dev_share, seed=options.fold_seed,
+                    strata=[strata[row] for row in rest] if options.stratify else None,
+                    groups=[groups[row] for row in rest], keys=[keys[row] for row in rest],
+                )  # fmt: skip
+            splits.append(Split(fold, rest[~is_dev], rest[is_dev], held_out))
+    except ValueError as error:
+        raise InputError(f"train.folds: {train.uri}: {error}; take fewer folds, or group by less") from None
+    for split in splits:
+        if not any(documents[row].types for row in split.train):
+            raise InputError(f"train.folds: fold {split.fold}: no tweet to train on bears a span; take fewer folds")
+    return splits
+
+
+def _strata(document: Document) -> set[str]:
+    labels = {f"span:{name}" for name in document.types}
+    labels |= {f"class:{document.class_name}"} if document.class_name and document.negative_kind is None else set()
+    return labels | ({f"negative:{document.negative_kind}"} if document.negative_kind else set())
+
+
+def _groups(config: Config, documents: Sequence[Document]) -> list[int]:
+    groupings: list[Sequence[Any]] = []
+    for name in config.train.group_by:
+        if name == NEAR_DUPLICATES:
+            texts = [document.text for document in documents]
+            groupings.append(near_duplicate_groups(texts, threshold=config.train.near_duplicate))
+        else:
+            groupings.append([document.columns[name] for document in documents])
+    return join_groups(*groupings) if groupings else list(range(len(documents)))
+
+
+def _distinct(ids: Sequence[str]) -> list[str]:
+    """Return identifiers, those that come again with a number."""
+    seen: dict[str, int] = {}
+    keys = []
+    for id_ in ids:
+        seen[id_] = seen.get(id_, 0) + 1
+        keys.append(id_ if seen[id_] == 1 else f"{id_}#{seen[id_]}")
+    return keys
+
+
+def run_training(
+    config: Config, *, signals: StopSignals | None = None, show: ShowProgress = silent, redo: bool = False
+) -> list[dict[str, Any]]:
+    """Train and test what a configuration says, every fold; return the results, finished before or now.
+
+    Raises:
+        InputError: The data or the configuration is wrong.
+        RunError: A run failed.
+        Stopped: A signal asked for it; what is finished is kept, and the run under way goes on from its checkpoint.
+    """
+    data = read_data(config)
+    splits = plan_splits(config, data.train)
+    _describe_data(data)
+    results = []
+    for split in splits:
+        if signals is not None:
+            signals.raise_if_requested()
+        results.append(_run(config, data, split, signals, show, redo))
+    write_results(Workdir(config.workdir.absolute()))
+    return results
+
+
+def describe_plan(config: Config) -> list[str]:
+    """Return what training would do, line by line; nothing is written."""
+    data = read_data(config)
+    splits = plan_splits(config, data.train)
+    workdir = Workdir(config.workdir.absolute())
+    lines = [f"{key}: {value}" for key, value in run_settings(config).items()]
+    for split in splits:
+        folder = workdir.runs / run_name(config, split)
+        state = (
+            "finished" if (folder / "result.json").exists() else "to go on" if (folder / STATE).exists() else "to do"
+        )
+        dev = f"{len(split.dev)} of dev" if len(split.dev) else "dev from elsewhere"
+        lines.append(f"{folder.name}: {len(split.train)} tweets, {dev}, {len(split.held_out)} held out: {state}")
+    return [*lines, *(f"{name}: {len(dataset.documents)} tweets" for name, dataset in data.tests.items())]
+
+
+def _describe_data(data: Data) -> None:
+    for name, dataset in {"train": data.train, **({"dev": data.dev} if data.dev else {}), **data.tests}.items():
+        notes = [f"{dataset.num_inexact} spans widened to whole words"] if dataset.num_inexact else []
+        notes += [f"{dataset.num_empty} tweets without a word left out"] if dataset.num_empty else []
+        logger.info("%s: %s tweets%s", name, f"{len(dataset.documents):,}", "".join(f"; {note}" for note in notes))
+
+
+def run_settings(config: Config) -> dict[str, Any]:
+    """Return the settings that decide a run's weights, by dotted key."""
+    settings = {f"train.{key}": value for key, value in config.train.model_dump().items() if key not in _INCIDENTAL}
+    settings["train.encoder"] = None if config.train.vectors else config.train.encoder or config.encoder.model
+    return settings | {"seed": config.seed}
+
+
+def run_name(config: Config, split: Split) -> str:
+    """Return the name of a run's folder."""
+    options = config.train
+    source = Path(options.train_uri).stem if options.train_uri else options.train_set
+    name = options.name or f"{options.model}-{source}-{fingerprint(run_settings(config))[:6]}"
+    return name if split.fold is None else f"{name}-fold{split.fold}"
+
+
+def _run(
+    config: Config, data: Data, split: Split, signals: StopSignals | None, show: ShowProgress, redo: bool
+) -> dict[str, Any]:
+    """Do one run, unless it is done."""
+    workdir = Workdir(config.workdir.absolute())
+    inputs = {"train": data.train.sha256, "dev": data.dev.sha256 if data.dev else None, "fold": split.fold}
+    stage = open_stage(
+        workdir.runs / run_name(config, split), version=1, settings=run_settings(config), inputs=inputs, redo=redo
+    )
+    result = read_result(stage.folder)
+    if result is not None and result["tests"] == _test_hashes(data):
+        logger.info("%s: finished before", stage.folder.name)
+        return result
+    if config.train.processes == 1:
+        train_split(config, data, split, stage.folder, signals=signals, show=show)
+    else:
+        _launch(config, split, stage, signals)
+    result = read_result(stage.folder)
+    assert result is not None
+    return result
+
+
+def _launch(config: Config, split: Split, stage: Stage, signals: StopSignals | None) -> None:
+    """Do one run with several processes on this machine; a signal is passed on to them."""
+    spec = stage.file("spec.json")
+    write_json(spec, {"config": config.model_dump(mode="json"), "fold": split.fold, "folder": str(stage.folder)})
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
+    command += [str(config.train.processes), "--log-level", "ERROR", "-m", "scalemine.training.worker", str(spec)]
+    threads = config.compute.threads or max(1, num_cores() // config.train.processes)
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+    failure = stage.file("failure.txt")
+    failure.unlink(missing_ok=True)
+    process = subprocess.Popen(command, env=environment)
+    try:
+        while process.poll() is None:
+            if signals is not None and signals.requested:
+                process.terminate()
+            time.sleep(0.2)
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    if stage.file("stopped").exists():
+        stage.file("stopped").unlink()
+        raise Stopped
+    if process.returncode:
+        message = failure.read_text(encoding="utf-8") if failure.exists() else "see its output above"
+        raise RunError(f"{config.train.processes} processes: failed: {message}")
+
+
+def train_split(
+    config: Config,
+    data: Data,
+    split: Split,
+    folder: Path,
+    *,
+    signals: StopSignals | None = None,
+    show: ShowProgress = silent,
+) -> None:
+    """Train and test one split in this process, one of ``train.processes``; write model/ and result.json."""
+    trainer = _Trainer(config, data, split, folder)
+    leaks = trainer.leaks()
+    trainer.report_leaks(leaks)
+    if (folder / "model" / CONFIG).exists():
+        trainer.load()
+        facts = read_json(folder / "model" / CONFIG)["training"]
+    else:
+        facts = trainer.describe_fit(trainer.fit(signals, show))
+    metrics = trainer.evaluate()
+    trainer.write(facts, metrics, leaks)
+
+
+class _Trainer:
+    """One run: its data as a network reads them, its network, and what comes out."""
+
+    def __init__(self, config: Config, data: Data, split: Split, folder: Path) -> None:
+        self.config, self.data, self.split, self.folder = config, data, split, folder
+        options = config.train
+        torch.set_num_threads(config.compute.threads or max(1, num_cores() // options.processes))
+        self.accelerator = _accelerator(config, folder)
+        self.tags = tag_names(data.train.types)
+        self.train = [data.train.documents[row] for row in split.train]
+        self.words = load_words(options, config.encoder, (document.words for document in self.train))
+        self.sets = self._sets()
+        self.cache = Workdir(config.workdir.absolute()).features
+        self.uses_cache = options.freeze and isinstance(self.words.module, TransformerWords)
+        shape = Shape(
+            options.model, options.crf, options.hidden, options.kernel, options.dropout, self.words.module.dim
+        )
+        torch.manual_seed(config.seed)
+        self.network = TaggerNetwork(shape, self.tags, None if self.uses_cache else self.words.module)
+        self.shape = shape
+        self._inputs: dict[str, Inputs] = {}
+
+    def _sets(self) -> dict[str, list[Document]]:
+        """Return what the model is scored on: what chose the epoch, the held-out fold, and the test sets."""
+        documents, split = self.data.train.documents, self.split
+        dev = list(self.data.dev.documents) if self.data.dev else [documents[row] for row in split.dev]
+        sets = {DEV: dev, HELD_OUT: [documents[row] for row in split.held_out]}
+        sets |= {name: list(dataset.documents) for name, dataset in self.data.tests.items()}
+        return {name: members for name, members in sets.items() if members}
+
+    @property
+    def chooser(self) -> str:
+        """The set that chooses the epoch."""
+        return HELD_OUT if self.config.train.stop_on == "test" else DEV
+
+    def read(self, name: str, documents: Sequence[Document]) -> Inputs:
+        """Return what the network reads of some tweets, kept by name."""
+        if name not in self._inputs:
+            texts = [document.words for document in documents]
+            self._inputs[name] = (
+                self.words.read_cached(texts, self.cache) if self.uses_cache else self.words.read(texts)
+            )
+        return self._inputs[name]
+
+    def fit(self, signals: StopSignals | None, show: ShowProgress) -> Fit:
+        """Train."""
+        options = self.config.train
+        index = {tag: number for number, tag in enumerate(self.tags)}
+        inputs = self.read("train", self.train)
+        tags = [
+            [index[tag] for tag in document.tags[:length]]
+            for document, length in zip(self.train, inputs.num_words, strict=True)
+        ]
+        chosen_by = self.sets[self.chooser]
+        texts, gold = [document.words for document in chosen_by], [document.tags for document in chosen_by]
+        task = TaggerTask(
+            self.network, replace(inputs, tags=tags), [document.id for document in self.train],
+            self.read(self.chooser, chosen_by), lambda predicted: micro_f1(gold, fill_up(predicted, texts)),
+            lr=options.lr, head_lr=options.head_lr or options.lr, weight_decay=options.weight_decay,
+            pad_id=self.words.pad_id,
+        )  # fmt: skip
+        plan = Plan(
+            batch_size=options.batch_size, micro_batch=options.micro_batch, bucket_batches=options.bucket_batches,
+            epochs=options.epochs, patience=options.patience, min_delta=options.min_delta, clip=options.clip,
+            checkpoint_steps=options.checkpoint_steps, seed=self.config.seed,
+        )  # fmt: skip
+        label = "train" if self.split.fold is None else f"fold {self.split.fold + 1}/{options.folds}"
+        with show(label, options.epochs * len(self.train)) as advance:
+            return fit(
+                task, plan, self.folder, accelerator=self.accelerator, signals=signals, on_step=advance,
+                on_epoch=lambda progress: self._report_epoch(label, progress),
+            )  # fmt: skip
+
+    def _report_epoch(self, label: str, progress: Progress) -> None:
+        if self.accelerator.is_main_process:
+            last, epochs = progress.history[-1], self.config.train.epochs
+            logger.info(
+                "%s: epoch %d/%d, loss %.4f, F1 on %s %.4f (best %.4f at %d), %.0f tweets/s, at most %.0f s left",
+                label, last["epoch"], epochs, last["loss"], self.chooser, last["score"], progress.best,
+                progress.best_epoch, len(self.train) / max(last["seconds"], 1e-9),
+                (epochs - progress.epoch) * last["seconds"],
+            )  # fmt: skip
+
+    def describe_fit(self, found: Fit) -> dict[str, Any]:
+        """Return what is to be said of a fit, in the card and in the results."""
+        options = self.config.train
+        chosen_on = {HELD_OUT: "the held-out fold (the published way)", DEV: "a dev part of the training folds"}
+        return {
+            "uri": self.data.train.uri,
+            "sha256": self.data.train.sha256,
+            "tweets": len(self.train),
+            "seed": self.config.seed,
+            "fold": self.split.fold,
+            "epochs": len(found.history),
+            "best_epoch": found.best_epoch,
+            "chosen_on": options.dev_uri or chosen_on[self.chooser],
+            "history": found.history,
+            "lr_check": found.lr_check,
+            "seconds": found.seconds,
+        }
+
+    def load(self) -> None:
+        """Take the weights of a model that was trained before."""
+        tagger = load_tagger(self.folder, device=str(self.accelerator.device))
+        self.network, self.words = tagger.network, tagger.words
+        self.network.eval()
+
+    def evaluate(self) -> dict[str, Any]:
+        """Return the scores on every set, and how much of it was not read."""
+        options = self.config.train
+        self.network.to(self.accelerator.device)
+        known = surfaces([one.tags for one in self.train], [one.words for one in self.train])
+        metrics: dict[str, Any] = {}
+        for name, documents in self.sets.items():
+            inputs = self.read(name, documents)
+            words = [document.words for document in documents]
+            predicted = predict_tags(self.network, inputs, self.accelerator, self.words.pad_id)
+            metrics[name] = score_documents(
+                documents, fill_up(predicted, words), known_surfaces=known, num_bootstrap=options.bootstrap
+            ) | {"num_cut": sum(read < len(all_) for read, all_ in zip(inputs.num_words, words, strict=True))}
+        return metrics
+
+    def leaks(self) -> dict[str, list[Leak]]:
+        """Return what each set shares with the training tweets."""
+        names = [name for name in self.config.train.group_by if name != NEAR_DUPLICATES]
+        texts = [document.text for document in self.train]
+        found = {}
+        for name, documents in self.sets.items():
+            leaks = text_leaks(texts, [one.text for one in documents], self.config.train.near_duplicate)
+            shared = [key for key in names if all(key in one.columns for one in documents)]
+            leaks += leak_report(
+                {key: [one.columns[key] for one in self.train] for key in shared},
+                {key: [one.columns[key] for one in documents] for key in shared},
+            )
+            found[name] = leaks
+        return found
+
+    def report_leaks(self, leaks: Mapping[str, Sequence[Leak]]) -> None:
+        """Say what leaks before training starts."""
+        if not self.accelerator.is_main_process:
+            return
+        clean = [name for name, of_set in leaks.items() if not any(leak.rows for leak in of_set)]
+        for name, of_set in leaks.items():
+            said = ", ".join(f"{leak.kind} in {leak.rows} tweets ({leak.share:.1%})" for leak in of_set if leak.rows)
+            if said:
+                logger.warning("%s shares with the training tweets: %s", name, said)
+        logger.info("nothing is shared with the training tweets by: %s", ", ".join(clean) or "none of the sets")
+
+    def write(self, facts: dict[str, Any], metrics: dict[str, Any], leaks: dict[str, list[Leak]]) -> None:
+        """Write the model, then the result, then remove the checkpoint."""
+        if not self.accelerator.is_main_process:
+            self.accelerator.wait_for_everyone()
+            return
+        network = TaggerNetwork(self.shape, self.tags, self.words.module)
+        network.load_state_dict(self.network.state_dict(), strict=False)
+        brief = {
+            name: {key: one[key] for key in ("f1", "precision", "recall", "num_gold", "num_tweets", "false_alarms")}
+            for name, one in metrics.items()
+        }
+        described = self._describe_words()
+        model = {
+            "scalemine": "tagger",
+            "version": importlib.metadata.version("scalemine"),
+            "tags": self.tags,
+            "shape": asdict(self.shape),
+            "words": described,
+            "training": facts,
+            "metrics": brief,
+        }
+        write_tagger(network, self.words, model, self.folder / "model")
+        write_json(
+            self.folder / "result.json",
+            {
+                "name": self.folder.name,
+                "spec": run_settings(self.config),
+                "fold": self.split.fold,
+                "seed": self.config.seed,
+                "train_set": self.config.train.train_uri or self.config.train.train_set,
+                "model": self.config.train.model,
+                "words": described["description"],
+                "metrics": metrics,
+                "tests": _test_hashes(self.data),
+                "epochs": facts["epochs"],
+                "best_epoch": facts["best_epoch"],
+                "chosen_on": facts["chosen_on"],
+                "history": facts["history"],
+                "lr_check": facts["lr_check"],
+                "seconds": facts["seconds"],
+                "processes": self.accelerator.num_processes,
+                "device": str(self.accelerator.device),
+                "train_tweets": facts["tweets"],
+                "train_cut": self._num_cut(),
+                "leaks": {name: [asdict(leak) for leak in of_set] for name, of_set in leaks.items()},
+                "versions": {"python": platform.python_version()}
+                | {name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")},
+            },
+        )
+        for leftover in (self.folder / STATE, self.folder / BEST, *self.folder.glob("checkpoint-*.safetensors")):
+            leftover.unlink(missing_ok=True)
+        self.accelerator.wait_for_everyone()
+
+    def _num_cut(self) -> int:
+        inputs = self.read("train", self.train)
+        return sum(read < len(one.words) for read, one in zip(inputs.num_words, self.train, strict=True))
+
+    def _describe_words(self) -> dict[str, Any]:
+        """Return how the words are read, for ``config.json``."""
+        options = self.config.train
+        if options.vectors:
+            how = "frozen" if options.freeze else "tuned"
+            return {"kind": "static", "description": f"static vectors {Path(options.vectors).name}, {how}"}
+        name = options.encoder or self.config.encoder.model
+        # A frozen encoder that others can get is named; whatever else is copied.
+        is_named = options.freeze and not Path(name).expanduser().is_dir()
+        return {
+            "kind": "transformer",
+            "name": name if is_named else None,
+            "revision": (options.revision if options.encoder else self.config.encoder.revision) if is_named else None,
+            "fingerprint": self.words.settings["train.weights"],
+            "pooling": options.pooling,
+            "normaliser": options.normaliser,
+            "max_length": options.max_length,
+            "frozen": options.freeze,
+            "description": f"{name}, {'frozen' if options.freeze else 'fine-tuned'}",
+        }
+
+
+def _accelerator(config: Config, folder: Path) -> Accelerator:
+    """Return the processes of a run."""
+    options = config.train
+    cpu = options.device == "cpu" or not torch.cuda.is_available()
+    # Only float16 wants its gradients scaled; bfloat16 is the encoder's own affair.
+    scaled = not cpu and precision_name(options.precision, "cuda") == "float16"
+    tracker = None if config.tracking == "none" else config.tracking
+    accelerator = Accelerator(
+        cpu=cpu, mixed_precision="fp16" if scaled else "no", log_with=tracker, project_dir=str(folder)
+    )
+    if accelerator.num_processes != options.processes:
+        raise RunError(
+            f"train.processes: {options.processes} wanted, but {accelerator.num_processes} are running; let scalemine "
+            f"train start them itself"
+        )
+    if tracker:
+        accelerator.init_trackers("scalemine", config={key: str(value) for key, value in run_settings(config).items()})
+    return accelerator
+
+
+def _test_hashes(data: Data) -> dict[str, str]:
+    return {name: dataset.sha256 for name, dataset in data.tests.items()}
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Return the result of a run, or None where it is not finished."""
+    path = folder / "result.json"
+    return read_json(path) if path.exists() else None
+
+
+def write_results(workdir: Workdir) -> pa.Table:
+    """Write results.parquet: one row per run, test set and metric, of all finished runs."""
+    rows = []
+    for folder in sorted(path.parent for path in workdir.runs.glob("*/result.json")):
+        result = read_json(folder / "result.json")
+        for name, metrics in result["metrics"].items():
+            for metric, value in _flat(metrics):
+                rows.append(
+                    {
+                        "run": result["name"],
+                        "fold": result["fold"],
+                        "seed": result["seed"],
+                        "train_set": result["train_set"],
+                        "model": result["model"],
+                        "words": result["words"],
+                        "test_set": name,
+                        "metric": metric,
+                        "value": value,
+                    }
+                )
+    table = pa.Table.from_pylist(rows, schema=RESULTS)
+    with write_whole(workdir.results) as path:
+        pq.write_table(table, path, compression="zstd")
+    return table
+
+
+RESULTS = pa.schema(
+    [
+        ("run", pa.string()),
+        ("fold", pa.int32()),
+        ("seed", pa.int64()),
+        ("train_set", pa.string()),
+        ("model", pa.string()),
+        ("words", pa.string()),
+        ("test_set", pa.string()),
+        ("metric", pa.string()),
+        ("value", pa.float64()),
+    ]
+)
+
+
+def _flat(metrics: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Yield every number of nested metrics by its dotted name."""
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield f"{prefix}{name}", float(value)

@@ -1,0 +1,61 @@
+"""Labelled tweets against predictions: from a model, or from a file."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any
+
+from scalemine.config import InputError
+from scalemine.training.datasets import Dataset, Document, read_dataset
+from scalemine.training.metrics import score
+
+
+def score_documents(
+    documents: Sequence[Document],
+    predicted: Sequence[Sequence[str]],
+    *,
+    known_surfaces: Collection[tuple[str, str]] | None = None,
+    num_bootstrap: int = 1_000,
+) -> dict[str, Any]:
+    """Return the scores of predicted tags of some tweets, with false alarms by where a negative comes from."""
+    return score(
+        [document.tags for document in documents],
+        predicted,
+        [document.words for document in documents],
+        negative_kinds=[document.negative_kind for document in documents],
+        known_surfaces=known_surfaces,
+        num_bootstrap=num_bootstrap,
+    )
+
+
+def score_dataset(dataset: Dataset, predicted: Sequence[Sequence[str]], *, num_bootstrap: int) -> dict[str, Any]:
+    """Return the scores of predicted tags of a file's tweets, and how many of its spans are inexact."""
+    scores = score_documents(dataset.documents, predicted, num_bootstrap=num_bootstrap)
+    return scores | {"num_inexact": dataset.num_inexact}
+
+
+def score_files(gold_uri: str, predicted_uri: str, *, num_bootstrap: int) -> dict[str, Any]:
+    """Return the scores of a file of predictions.
+
+    Raises:
+        InputError: A file cannot be read, or they do not hold the same words in the same order.
+    """
+    gold = read_dataset(gold_uri, key="GOLD")
+    predicted = read_dataset(predicted_uri, key="PRED")
+    if len(gold.documents) != len(predicted.documents):
+        raise InputError(
+            f"{predicted_uri}: {len(predicted.documents)} tweets with words, expected the {len(gold.documents)} of "
+            f"{gold_uri}, in the same order"
+        )
+    for number, (one, other) in enumerate(zip(gold.documents, predicted.documents, strict=True)):
+        if one.words != other.words:
+            raise InputError(
+                f"{predicted_uri}, row {number}: its words {_excerpt(other)} are not those of {gold_uri}, "
+                f"{_excerpt(one)}; give the same tweets in the same order"
+            )
+    return score_dataset(gold, [document.tags for document in predicted.documents], num_bootstrap=num_bootstrap)
+
+
+def _excerpt(document: Document) -> str:
+    text = " ".join(document.words)
+    return repr(text if len(text) <= 40 else f"{text[:40]}…")
