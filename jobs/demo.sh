@@ -3,3 +3,4 @@
 set -eu
 [ -f work/sample/positives_test.parquet ] || scalemine sample --to work/sample
 scalemine mine configs/demo.yaml
+scalemine train configs/demo.yaml

@@ -51,9 +51,7 @@ def known_normaliser(name: str) -> str:
 class CorpusConfig(Section):
     """The unlabelled tweets to mine."""
 
-    uri: tuple[str, ...] = Field(
-        (), min_length=1, description="files, globs, folders or bucket URIs; or one imported folder"
-    )
+    uri: tuple[str, ...] = Field((), description="files, globs, folders or bucket URIs; or one imported folder")
     text: str | None = Field(None, description="column of the text; None: found by the format's usual names")
     id: tuple[str, ...] | None = Field(
         None,

@@ -63,10 +63,12 @@ def random_problem(tags: list[str], lengths: Sequence[int], seed: int, scale: fl
     return Problem(tags, parameters, emissions_BLT, tags_BL, mask_BL)
 
 
-def problems(most_words: int, most_texts: int = 4) -> st.SearchStrategy[Problem]:
+def problems(
+    most_words: int, most_texts: int = 4, tag_sets: Sequence[list[str]] = TAG_SETS
+) -> st.SearchStrategy[Problem]:
     return st.builds(
         random_problem,
-        st.sampled_from(TAG_SETS),
+        st.sampled_from(tag_sets),
         st.lists(st.integers(1, most_words), min_size=1, max_size=most_texts),
         st.integers(0, 2**32),
         st.sampled_from([0.1, 1.0, 5.0]),
@@ -195,6 +197,16 @@ def test_no_path_is_better_than_the_decoded_one(make, problem: Problem) -> None:
         assert not constrained or is_legal(names(problem.tags, path))
 
 
+def test_confidence_of_sure_spans_is_not_rounded_above_one() -> None:
+    problem = random_problem(tag_names("abcdef"), [40] * 8, seed=7, scale=0.5)
+    sure_BLT = problem.emissions_BLT.scatter_add(2, problem.tags_BL[..., None], torch.full((8, 40, 1), 18.0))
+    spans = [spans_of_tags(names(problem.tags, path)) for path in problem.tags_BL.tolist()]
+    crf = problem.loaded(Crf(problem.tags))
+    confidences = crf.span_confidence(sure_BLT, problem.mask_BL, problem.tags_BL, spans)
+    assert max(itertools.chain(*confidences)) == 1
+    assert min(itertools.chain(*confidences)) > 0.9999
+
+
 # Against pytorch-crf
 
 
@@ -271,12 +283,22 @@ def test_backward_twice_gives_the_same() -> None:
     torch.testing.assert_close(torch.autograd.grad(loss, list(crf.parameters())), first, rtol=0, atol=0)
 
 
+@BACKENDS
+def test_texts_of_one_word_give_each_parameter_a_gradient(backend: type) -> None:
+    problem = random_problem(tag_names("x"), [1, 1], seed=8)
+    crf = problem.loaded(backend(problem.tags))
+    crf.negative_log_likelihood(problem.emissions_BLT, problem.tags_BL, problem.mask_BL).sum().backward()
+    assert not crf.transitions.grad.any()
+    assert crf.start_transitions.grad.any()
+    assert crf.end_transitions.grad.any()
+
+
 # Batches, types, devices
 
 
 @BACKENDS
 @SEVERAL
-@given(problem=problems(most_words=12, most_texts=9))
+@given(problem=problems(most_words=12, most_texts=9, tag_sets=[["O"], tag_names("xy"), tag_names("abcdef")]))
 def test_texts_get_in_a_batch_what_they_get_alone(backend: type, problem: Problem) -> None:
     crf = problem.loaded(backend(problem.tags))
 
@@ -498,11 +520,11 @@ def test_wrong_emissions_and_tags_are_refused(backend: type) -> None:
         diverged.decode(emissions_BLT, mask_BL)
 
 
-@pytest.mark.parametrize("span", [(0, 1), (1, 4), (0, 3), (2, 2), (3, 6), (-4, -3), (4, 6)])
+@pytest.mark.parametrize("span", [(2, 3), (0, 3), (1, 4), (3, 5), (1, 1), (2, 1), (4, 6), (-5, -3)])
 def test_span_that_the_path_does_not_hold_is_refused(span: tuple[int, int]) -> None:
     crf, mask_BL = Crf(["O", "B-x", "I-x"]), torch.tensor([[True] * 5 + [False]])
-    tags_BL, emissions_BLT = torch.tensor([[0, 1, 2, 1, 1, 0]]), torch.zeros(1, 6, 3)
-    held = [(1, 3), (3, 4), (4, 5)]
+    tags_BL, emissions_BLT = torch.tensor([[1, 2, 0, 1, 1, 0]]), torch.zeros(1, 6, 3)
+    held = [(0, 2), (3, 4), (4, 5)]
     assert len(crf.span_confidence(emissions_BLT, mask_BL, tags_BL, [held])[0]) == 3
     with pytest.raises(ValueError, match="no span of"):
         crf.span_confidence(emissions_BLT, mask_BL, tags_BL, [[span]])

@@ -75,7 +75,7 @@ class Probe:
 
 
 def probe_size(config: MiningConfig, num_rows: int) -> int:
-    """Return how many rows of a corpus to probe: fewer than ``sample_size`` of a small one, unless the fit wants them."""
+    """Return how many rows of a corpus to probe: of a small one fewer than ``sample_size``, but for a sampled fit."""
     if config.fit == "sample":
         return config.sample_size
     return min(config.sample_size, max(MIN_ROWS, num_rows // ROWS_PER_PROBED))

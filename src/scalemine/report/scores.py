@@ -24,7 +24,7 @@ def print_runs(console: Console, results: Sequence[Json]) -> None:
     for name, runs in arms.items():
         print_table(console, runs_table(name, runs))
         epochs = ", ".join(f"{run['best_epoch']} of {run['epochs']}" for run in runs)
-        console.print(Text(f"epoch chosen on {runs[0]['chosen_on']}: {epochs}"))
+        console.print(Text(f"epoch chosen on {plain_name(runs[0]['chosen_on'])}: {epochs}"))
         console.print(Text(f"{sum(run['seconds'] for run in runs):,.0f} s of training on {runs[0]['device']}"))
 
 

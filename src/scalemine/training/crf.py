@@ -107,14 +107,12 @@ class _Chain:
             conditionals_of_row = [conditional_TTB[:, :, row] for conditional_TTB in conditionals[: length - 1]]
             confidences.append([])
             for start, end, *_ in spans[row]:
-                # Taken for itself, the part of the path has to be one span.
-                marked = spans_of_tags(names[max(start, 0) : end])
-                if not 0 <= start < end <= length or [span[:2] for span in marked] != [(0, end - start)]:
+                is_inside = 0 <= start < end <= length
+                if not is_inside or [span[:2] for span in spans_of_tags(names[start:end])] != [(0, end - start)]:
                     raise ValueError(f"words {start} to {end} are no span of {names}")
-                probability = _span_probability(
-                    start, end, path, conditionals_of_row, posterior_BLT[row, :length], continues_TT
+                confidences[-1].append(
+                    _span_probability(start, end, path, conditionals_of_row, posterior_BLT[row], continues_TT)
                 )
-                confidences[-1].append(probability)
         return confidences
 
     def _posterior(self, emissions_BLT: Tensor, mask_BL: Tensor) -> tuple[list[Any], Tensor]:
@@ -230,12 +228,13 @@ class TorchCrf(_Chain, torchcrf.CRF):  # type: ignore[misc]
     def negative_log_likelihood(self, emissions_BLT: Tensor, tags_BL: Tensor, mask_BL: Tensor) -> Tensor:
         """Return -log P(tags) of each text ``(B,)``; see ``Crf.negative_log_likelihood``."""
         with torch.autocast(emissions_BLT.device.type, enabled=False):
-            emissions_BLT = self._scores(emissions_BLT, mask_BL)[0]
+            emissions_BLT, _, transitions_TT, _ = self._scores(emissions_BLT, mask_BL)
             tags_BL = _checked_paths(tags_BL, mask_BL, len(self.tags))
             if not mask_BL.numel():
                 return emissions_BLT.sum((1, 2))
             log_likelihood_B: Tensor = self(emissions_BLT, tags_BL, mask_BL, reduction="none")
-            return -log_likelihood_B
+            # Texts of one word use no transition: the gradient is zeros then, as processes wait for one.
+            return 0 * transitions_TT.sum() - log_likelihood_B
 
     @torch.no_grad()
     def decode(self, emissions_BLT: Tensor, mask_BL: Tensor) -> Tensor:

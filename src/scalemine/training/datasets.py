@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalemine.config import InputError
+from scalemine.models import first_line
 from scalemine.store import file_sha256
-from scalemine.training.labels import OUTSIDE, CharSpan, Span, align, is_bio, tags_of_spans, type_of, word_offsets
+from scalemine.training.labels import CharSpan, Span, align, is_bio, tags_of_spans, type_of, word_offsets
 
 # Endings of files with a word and its tag per line, tweets parted by empty lines.
 CONLL_ENDINGS = (".conll", ".iob", ".bio", ".txt", ".tsv")
@@ -72,7 +73,7 @@ class Dataset:
         return set().union(*(document.types for document in self.documents))
 
 
-def read_dataset(uri: str, *, keep: Sequence[str] = (), key: str = "file") -> Dataset:
+def read_dataset(uri: str, *, keep: Sequence[str] = (), key: str = "file", are_predictions: bool = False) -> Dataset:
     """Read labelled tweets.
 
     Parquet: ``tokens`` and ``tags``; or ``text`` and ``spans`` (start, end, type: characters); or ``tokens`` and
@@ -82,32 +83,35 @@ def read_dataset(uri: str, *, keep: Sequence[str] = (), key: str = "file") -> Da
         uri: The file.
         keep: Columns to carry along, as text.
         key: What named the file, for messages.
+        are_predictions: The labels were predicted, so that a negative may have spans: false alarms.
 
     Raises:
-        InputError: The file is not there or cannot be read, a tag is not BIO, or a span is out of range or overlaps.
+        InputError: The file is not there or cannot be read, a value is of another kind than expected, a tag is not
+            BIO, a span is out of range or overlaps, or a negative has spans.
     """
     path = Path(uri)
     if not path.is_file():
         raise InputError(f"{key}: no such file: {uri} (expected Parquet or CoNLL)")
     try:
         if path.suffix.lower() in CONLL_ENDINGS:
-            rows: Iterable[dict[str, Any]] = _read_conll(path)
-            columns = ["tokens", "tags"]
+            rows, columns = list(_read_conll(path, f"{key}: {uri}")), ["tokens", "tags"]
         else:
             table = pq.read_table(path)
             rows, columns = table.to_pylist(), table.column_names
     except UnicodeError:
         raise InputError(f"{key}: {uri} is not UTF-8; convert it first") from None
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{key}: {uri} cannot be read: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{key}: {uri} cannot be read: {first_line(error)}") from None
     _check_columns(columns, keep, f"{key}: {uri}")
     documents: list[Document] = []
     num_inexact = num_empty = 0
     for number, row in enumerate(rows):
         try:
             document, inexact = _document(row, f"{path.stem}:{number}", keep)
+            if document.negative_kind is not None and document.types and not are_predictions:
+                raise ValueError("it is marked as a negative, and has spans")
         except ValueError as error:
-            raise InputError(f"{key}: {uri}, row {number} (id {row.get('id', number)}): {error}") from None
+            raise InputError(f"{key}: {uri}, row {number} (id {row.get('id', number)!r}): {error}") from None
         num_inexact += inexact
         if document.words:
             documents.append(document)
@@ -132,18 +136,22 @@ def _check_columns(columns: Sequence[str], keep: Sequence[str], where: str) -> N
 def _document(row: Mapping[str, Any], default_id: str, keep: Sequence[str]) -> tuple[Document, int]:
     """Return the tweet of a row, and how many of its spans are inexact."""
     inexact = 0
-    if row.get("tokens") is not None:
-        words = tuple(str(word) for word in row["tokens"])
+    if row.get("tokens") is not None or "text" not in row:
+        words = tuple(_list(row, "tokens"))
+        if strange := [word for word in words if not isinstance(word, str)]:
+            raise ValueError(f"tokens holds {strange[0]!r}, expected strings")
         text, offsets = _join(words)
-        if row.get("tags") is not None:
-            tags = tuple(row["tags"])
+        if row.get("tags") is not None or "spans" not in row:
+            tags = tuple(_list(row, "tags"))
         else:
-            tags = tuple(tags_of_spans([Span(*_bounds(span)) for span in row.get("spans") or []], len(words)))
+            tags = tuple(tags_of_spans([Span(*_bounds(span)) for span in _list(row, "spans")], len(words)))
     else:
         text = row.get("text") or ""
+        if not isinstance(text, str):
+            raise ValueError(f"text is of type {type(text).__name__}, expected a string")
         offsets = tuple(word_offsets(text))
         words = tuple(text[start:end] for start, end in offsets)
-        spans, changed = align([CharSpan(*_bounds(span)) for span in row.get("spans") or []], offsets, len(text))
+        spans, changed = align([CharSpan(*_bounds(span)) for span in _list(row, "spans")], offsets, len(text))
         inexact = len(changed)
         tags = tuple(tags_of_spans(spans, len(words)))
     if len(tags) != len(words):
@@ -151,26 +159,36 @@ def _document(row: Mapping[str, Any], default_id: str, keep: Sequence[str]) -> t
     for position, tag in enumerate(tags):
         if not isinstance(tag, str) or not is_bio(tag):
             raise ValueError(f"tag {tag!r} of word {position} is not BIO; expected O, B-type or I-type")
-    if row.get("is_negative") and any(tag != OUTSIDE for tag in tags):
-        raise ValueError("it is marked as a negative, and has spans")
+    is_negative = row.get("is_negative")
+    if is_negative not in (None, False, True):
+        raise ValueError(f"is_negative is {is_negative!r}, expected true or false")
     document = Document(
         id=str(row["id"]) if row.get("id") is not None else default_id,
         text=text,
         words=words,
         offsets=offsets,
         tags=tags,
-        class_name=row.get("class_name"),
-        negative_kind=(row.get("label_source") or "negative") if row.get("is_negative") else None,
+        class_name=None if row.get("class_name") is None else str(row["class_name"]),
+        negative_kind=str(row.get("label_source") or "negative") if is_negative else None,
         columns={name: None if row[name] is None else str(row[name]) for name in keep},
     )
     return document, inexact
 
 
-def _bounds(span: Mapping[str, Any]) -> tuple[int, int, str]:
-    start, end, kind = (span.get(name) for name in ("start", "end", "type"))
-    if not isinstance(start, int) or not isinstance(end, int) or not isinstance(kind, str) or not kind:
-        raise ValueError(f"span {dict(span)} has no start, end and type")
-    return start, end, kind
+def _list(row: Mapping[str, Any], name: str) -> list[Any]:
+    """Return what a row has in a column of lists; nothing where it has none."""
+    values = row.get(name)
+    if not isinstance(values, list | None):
+        raise ValueError(f"{name} is of type {type(values).__name__}, expected a list")
+    return values or []
+
+
+def _bounds(span: object) -> tuple[int, int, str]:
+    if isinstance(span, Mapping):
+        start, end, kind = (span.get(name) for name in ("start", "end", "type"))
+        if isinstance(start, int) and isinstance(end, int) and isinstance(kind, str) and kind:
+            return start, end, kind
+    raise ValueError(f"span {span!r} has no start, end and type")
 
 
 def _join(words: Sequence[str]) -> tuple[str, tuple[tuple[int, int], ...]]:
@@ -182,10 +200,10 @@ def _join(words: Sequence[str]) -> tuple[str, tuple[tuple[int, int], ...]]:
     return " ".join(words), tuple(offsets)
 
 
-def _read_conll(path: Path) -> Iterator[dict[str, Any]]:
+def _read_conll(path: Path, where: str) -> Iterator[dict[str, Any]]:
     tokens: list[str] = []
     tags: list[str] = []
-    with path.open(encoding="utf-8") as lines:
+    with path.open(encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             fields = line.rstrip("\n").split("\t") if "\t" in line else line.split()
             if not "".join(fields).strip() or fields[0] == "-DOCSTART-":
@@ -193,7 +211,7 @@ def _read_conll(path: Path) -> Iterator[dict[str, Any]]:
                     yield {"tokens": tokens, "tags": tags}
                 tokens, tags = [], []
             elif len(fields) < 2:
-                raise InputError(f"{path}, line {number}: expected a word and a tag, got {line.strip()!r}")
+                raise InputError(f"{where}, line {number}: expected a word and a tag, got {line.strip()!r}")
             else:
                 tokens.append(fields[0])
                 tags.append(fields[-1].strip())

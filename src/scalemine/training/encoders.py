@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from scalemine.config import EncoderConfig, InputError, TrainConfig
@@ -28,9 +28,9 @@ from scalemine.models import (
 )
 from scalemine.store import file_sha256, fingerprint, write_whole
 from scalemine.training.batches import Inputs, prediction_batches, to_device
-from scalemine.training.network import StaticWords, TransformerWords
+from scalemine.training.network import UNUSED, Pooling, StaticWords, TransformerWords
 from scalemine.training.vectors import lookup, lookup_forms, read_vectors
-from scalemine.training.words import WordTokenizer
+from scalemine.training.words import PROBE, WordTokenizer
 
 # Padded tokens of one batch where nothing is learnt.
 BATCH_TOKENS = {"cpu": 4_096, "cuda": 32_768}
@@ -121,11 +121,11 @@ def load_words(config: TrainConfig, default: EncoderConfig, texts: Iterable[Sequ
 def load_transformer(
     folder: Path,
     *,
-    pooling: Any,
+    pooling: Pooling,
     frozen: bool,
     precision: str,
     max_length: int,
-    normaliser_name: str,  # noqa: ANN401
+    normaliser_name: str,
 ) -> WordEncoder:
     """Load a Hugging Face encoder and its tokeniser from a folder; safetensors only, no code that comes with it."""
     quieten_libraries()
@@ -133,11 +133,21 @@ def load_transformer(
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        transformer = AutoModel.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=False, use_safetensors=True, dtype=torch.float32
+        transformer, loading = AutoModel.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise InputError(f"train.encoder: {folder} cannot be loaded: {first_line(error)}") from error
+    # Without their files both are made up, and nothing is said.
+    if missing := sorted(name for name in loading["missing_keys"] if not name.startswith(UNUSED)):
+        raise InputError(f"train.encoder: {folder} lacks {len(missing)} of its weights, such as {missing[0]}")
+    if set(tokenizer(" ".join(PROBE), add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
+        raise InputError(f"train.encoder: {folder} has no tokeniser, or one that knows none of {', '.join(PROBE)}")
     most = max_positions(transformer)
     if max_length > most:
         raise InputError(f"train.max_length: {folder} reads at most {most} tokens, got {max_length}")

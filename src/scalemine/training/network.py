@@ -25,6 +25,8 @@ from scalemine.training.labels import Span
 Batch = dict[str, Tensor]
 Architecture = Literal["lstm_crf", "cnn_crf", "lstm_cnn_crf", "linear"]
 Pooling = Literal["first", "mean"]
+# The part of an encoder behind the tokens' vectors: it has no part in them, and would get no gradient.
+UNUSED = "pooler."
 
 
 @dataclass(frozen=True)
@@ -56,8 +58,7 @@ class TransformerWords(nn.Module):
         self.dtype = getattr(torch, precision)
         self.dim = int(transformer.config.hidden_size)
         for name, parameter in transformer.named_parameters():
-            # What comes behind the tokens' vectors has no part in them, and would get no gradient.
-            parameter.requires_grad_(not frozen and not name.startswith("pooler."))
+            parameter.requires_grad_(not frozen and not name.startswith(UNUSED))
 
     def train(self, mode: bool = True) -> TransformerWords:
         """Switch between training and use; a frozen encoder is always in use."""

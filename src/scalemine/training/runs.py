@@ -275,7 +275,7 @@ def _launch(config: Config, split: Split, stage: Stage, signals: StopSignals | N
     spec = stage.file("spec.json")
     write_json(spec, {"config": config.model_dump(mode="json"), "fold": split.fold, "folder": str(stage.folder)})
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node"]
-    command += [str(config.train.processes), "--log-level", "ERROR", "-m", "scalemine.training.worker", str(spec)]
+    command += [str(config.train.processes), "-m", "scalemine.training.worker", str(spec)]
     threads = config.compute.threads or max(1, num_cores() // config.train.processes)
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     failure = stage.file("failure.txt")
@@ -485,7 +485,7 @@ class _Trainer:
             "version": importlib.metadata.version("scalemine"),
             "tags": self.tags,
             "shape": asdict(self.shape),
-            "words": described,
+            "word_source": described,
             "training": facts,
             "metrics": brief,
         }

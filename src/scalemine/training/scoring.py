@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from os.path import commonprefix
 from typing import Any
 
 from scalemine.config import InputError
@@ -41,7 +42,7 @@ def score_files(gold_uri: str, predicted_uri: str, *, num_bootstrap: int) -> dic
         InputError: A file cannot be read, or they do not hold the same words in the same order.
     """
     gold = read_dataset(gold_uri, key="GOLD")
-    predicted = read_dataset(predicted_uri, key="PRED")
+    predicted = read_dataset(predicted_uri, key="PRED", are_predictions=True)
     if len(gold.documents) != len(predicted.documents):
         raise InputError(
             f"{predicted_uri}: {len(predicted.documents)} tweets with words, expected the {len(gold.documents)} of "
@@ -49,13 +50,15 @@ def score_files(gold_uri: str, predicted_uri: str, *, num_bootstrap: int) -> dic
         )
     for number, (one, other) in enumerate(zip(gold.documents, predicted.documents, strict=True)):
         if one.words != other.words:
+            first = len(commonprefix([one.words, other.words]))
             raise InputError(
-                f"{predicted_uri}, row {number}: its words {_excerpt(other)} are not those of {gold_uri}, "
-                f"{_excerpt(one)}; give the same tweets in the same order"
+                f"{predicted_uri}, row {number} of those with words (id {other.id!r}): from word {first} on, its words "
+                f"{_excerpt(other, first)} are not those of {gold_uri}, {_excerpt(one, first)}; "
+                f"give the same tweets in the same order"
             )
     return score_dataset(gold, [document.tags for document in predicted.documents], num_bootstrap=num_bootstrap)
 
 
-def _excerpt(document: Document) -> str:
-    text = " ".join(document.words)
+def _excerpt(document: Document, first: int) -> str:
+    text = " ".join(document.words[first:])
     return repr(text if len(text) <= 40 else f"{text[:40]}…")

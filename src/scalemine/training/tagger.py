@@ -17,10 +17,12 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from huggingface_hub import ModelHubMixin, snapshot_download
+from huggingface_hub.errors import HFValidationError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from scalemine.config import InputError
-from scalemine.models import MODEL_FILES, device_name, find_model, model_fingerprint, precision_name
+from scalemine.models import MODEL_FILES, device_name, find_model, first_line, model_fingerprint, precision_name
 from scalemine.store import read_json, write_json, write_whole
 from scalemine.training.batches import prediction_batches, to_device
 from scalemine.training.encoders import BATCH_TOKENS, WordEncoder, load_transformer
@@ -140,32 +142,45 @@ def load_tagger(folder: str | Path, *, device: str = "auto") -> Tagger:
         path = path / "model"  # a run's folder
     if path.is_dir() and not (path / CONFIG).exists():
         raise InputError(f"{folder}: no tagger here (expected {CONFIG}; scalemine train writes it to runs/NAME/model)")
-    if not path.is_dir() and (str(folder).count("/") > 1 or str(folder).startswith((".", "/", "~"))):
+    if path.is_dir():
+        return _load(Tagger, path, device_name(device, key="device"))
+    if str(folder).count("/") > 1 or str(folder).startswith((".", "/", "~")):
         raise InputError(f"{folder}: no such folder (expected a tagger that scalemine train wrote, or a hub id)")
     try:
-        return cast(Tagger, Tagger.from_pretrained(str(path), device=device))
-    except OSError as error:
-        raise InputError(f"{folder}: no tagger here, and the hub does not give it ({error})") from None
+        return cast(Tagger, Tagger.from_pretrained(str(folder), device=device))
+    except (OSError, HFValidationError) as error:
+        raise InputError(f"{folder}: no tagger here, and the hub does not give it ({first_line(error)})") from None
 
 
 def _load(cls: type[Tagger], folder: Path, device: str) -> Tagger:
-    config = read_json(folder / CONFIG)
-    if config.get("scalemine") != "tagger":
+    try:
+        config = read_json(folder / CONFIG)
+    except ValueError as error:
+        raise InputError(f"{folder}: {CONFIG} is not JSON: {first_line(error)}") from None
+    if not isinstance(config, dict) or config.get("scalemine") != "tagger":
         raise InputError(f"{folder}: {CONFIG} is not that of a tagger of scalemine")
     shape = Shape(**config["shape"])
     words = _load_words(folder, config, device)
     network = TaggerNetwork(shape, config["tags"], words.module)
-    weights = load_file(folder / WEIGHTS)
-    missing, unexpected = network.load_state_dict(weights, strict=False)
-    if unexpected or any(not name.startswith(_WORDS) for name in missing):
+    weights = _read_tensors(folder / WEIGHTS)
+    expected = {name: one.shape for name, one in network.state_dict().items() if not name.startswith(_WORDS)}
+    if {name: one.shape for name, one in weights.items()} != expected:
         raise InputError(f"{folder / WEIGHTS}: not the weights of this tagger; train it again")
+    network.load_state_dict(weights, strict=False)
     return cls(network.to(device), words, config)
 
 
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{path}: cannot be read: {first_line(error)}; train the tagger again") from None
+
+
 def _load_words(folder: Path, config: dict[str, Any], device: str) -> WordEncoder:
-    reading = config["words"]
+    reading = config["word_source"]
     if reading["kind"] == "static":
-        table_VD = load_file(folder / VECTORS)["vectors_VD"]
+        table_VD = _read_tensors(folder / VECTORS)["vectors_VD"]
         vocabulary = {word: row for row, word in enumerate(read_json(folder / VOCABULARY), start=1)}
         return WordEncoder(StaticWords(table_VD, frozen=True), None, vocabulary, reading)
     source = folder / ENCODER
@@ -175,6 +190,8 @@ def _load_words(folder: Path, config: dict[str, Any], device: str) -> WordEncode
             raise InputError(
                 f"{folder}: trained on {reading['name']} with files {reading['fingerprint']}, but those here are {got}"
             )
+    elif not source.is_dir():
+        raise InputError(f"{folder}: holds no {ENCODER}/, of which its words come; copy the whole folder")
     return load_transformer(
         source,
         pooling=reading["pooling"],
@@ -200,7 +217,7 @@ def write_tagger(network: TaggerNetwork, words: WordEncoder, config: dict[str, A
         with write_whole(folder / VECTORS) as path:
             save_file({"vectors_VD": words.module.table.weight.detach().cpu().contiguous()}, path)
         write_json(folder / VOCABULARY, list(words.vocabulary))
-    elif config["words"]["name"] is None:
+    elif config["word_source"]["name"] is None:
         assert isinstance(words.module, TransformerWords)
         assert words.tokenizer is not None
         words.module.transformer.save_pretrained(folder / ENCODER, safe_serialization=True)
@@ -227,7 +244,7 @@ def card(config: dict[str, Any]) -> str:
         "",
         f"Finds spans of {', '.join(types)} in tweets. Trained by scalemine {config['version']}.",
         "",
-        f"- words: {config['words']['description']}",
+        f"- words: {config['word_source']['description']}",
         f"- training data: {config['training']['uri']}, {config['training']['tweets']} tweets, sha256 "
         f"{config['training']['sha256']}",
         f"- epoch {config['training']['best_epoch']} of {config['training']['epochs']}, chosen on "

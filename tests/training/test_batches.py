@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from scalemine.training.batches import Inputs, prediction_batches, to_device, training_batches
+from scalemine.training.words import WordTokens
+
+costs_of_rows = st.lists(st.integers(1, 40), max_size=70)
+sizes = st.integers(1, 9)
+seeds = st.integers(0, 2**40)
+
+
+def num_padded(batches, costs):
+    """Places of all batches that hold nothing."""
+    return sum(max(costs[row] for row in batch) * len(batch) for batch in batches) - sum(costs)
+
+
+# --- Batches of training
+
+
+@given(costs_of_rows, sizes, sizes, seeds, st.integers(0, 50))
+def test_an_epoch_has_each_row_once_in_full_batches(costs, batch_size, bucket_batches, seed, epoch):
+    batches = training_batches(costs, batch_size, bucket_batches, seed=seed, epoch=epoch)
+    assert sorted(row for batch in batches for row in batch) == list(range(len(costs)))
+    assert all(type(row) is int for batch in batches for row in batch)
+    # As few steps as can be: all batches are full, but for one that holds the rest.
+    rest = len(costs) % batch_size
+    assert sorted(map(len, batches)) == [rest] * (rest > 0) + [batch_size] * (len(costs) // batch_size)
+
+
+@given(costs_of_rows, sizes, sizes, seeds, st.integers(0, 50))
+def test_rows_of_a_bucket_are_batched_by_length(costs, batch_size, bucket_batches, seed, epoch):
+    batches = training_batches(costs, batch_size, bucket_batches, seed=seed, epoch=epoch)
+    # The oracle draws what the code draws, and fills batch after batch by a plain sort.
+    random = np.random.default_rng([seed, epoch])
+    order = random.permutation(len(costs)).tolist()
+    expected, size = [], batch_size * bucket_batches
+    while order:
+        pool, order = order[:size], order[size:]
+        if bucket_batches > 1:
+            pool.sort(key=lambda row: costs[row])
+        while pool:
+            batch, pool = pool[:batch_size], pool[batch_size:]
+            expected.append(batch)
+    assert batches == [expected[place] for place in random.permutation(len(expected))]
+
+
+def test_the_order_depends_on_seed_and_epoch_alone():
+    costs = np.random.default_rng(0).integers(1, 30, size=200).tolist()
+    first = training_batches(costs, 8, 4, seed=1, epoch=0)
+    np.random.seed(5)  # noqa: NPY002  the global state that must not matter
+    torch.manual_seed(5)
+    assert training_batches(costs, 8, 4, seed=1, epoch=0) == first
+    others = [training_batches(costs, 8, 4, seed=seed, epoch=epoch) for seed, epoch in ((1, 1), (2, 0), (0, 1))]
+    for number, batches in enumerate(others):
+        assert batches not in [first, *others[:number]]
+    # The shuffle is not one of batches that stay together: most neighbours of an epoch are strangers in the next.
+    neighbours = [
+        {(a, b) for batch in batches for a in batch for b in batch if a < b} for batches in (first, others[0])
+    ]
+    assert len(neighbours[0] & neighbours[1]) < 0.3 * len(neighbours[0])
+
+
+def test_buckets_save_padding_and_one_batch_is_no_bucket():
+    costs = np.random.default_rng(0).lognormal(3, 0.5, size=1_000).astype(int).clip(1, 128).tolist()
+    padded = {
+        bucket: [num_padded(training_batches(costs, 16, bucket, seed=seed, epoch=0), costs) for seed in range(5)]
+        for bucket in (1, 20)
+    }
+    assert max(padded[20]) < 0.3 * min(padded[1])
+    # Short and long tweets come in any order, not the short ones first.
+    means = [np.mean([costs[row] for row in batch]) for batch in training_batches(costs, 16, 20, seed=0, epoch=0)]
+    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.3
+    rows = [row for batch in training_batches(costs, 16, 1, seed=0, epoch=0) for row in batch]
+    assert abs(np.corrcoef([costs[row] for row in rows], np.arange(len(rows)))[0, 1]) < 0.1
+
+
+# --- Batches of prediction
+
+
+@given(costs_of_rows, st.integers(1, 120))
+def test_prediction_has_each_row_once_sorted_and_within_the_budget(costs, budget):
+    batches = prediction_batches(costs, budget)
+    rows = [row for batch in batches for row in batch]
+    assert rows == sorted(range(len(costs)), key=lambda row: (costs[row], row))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(costs[row] for row in batch) <= budget
+    # No batch could have taken the first row of the next.
+    for batch, following in zip(batches, batches[1:], strict=False):
+        assert (len(batch) + 1) * costs[following[0]] > budget
+
+
+# --- Tensors
+
+
+@st.composite
+def inputs_and_rows(draw: st.DrawFn):
+    """Words of some tweets, and what of them is read: with tags or without, and one of the three sources."""
+    num_words = draw(st.lists(st.integers(1, 6), min_size=1, max_size=7))
+    random = np.random.default_rng(draw(st.integers(0, 2**32)))
+    tags = [random.integers(0, 9, size=num).tolist() for num in num_words] if draw(st.booleans()) else None
+    source = draw(st.sampled_from(["tokens", "word_ids", "vectors_WD"]))
+    if source == "tokens":
+        values = []
+        for num in num_words:
+            ends = (1 + np.cumsum(random.integers(1, 4, size=num))).tolist()
+            ids = random.integers(5, 99, size=ends[-1] + 1).tolist()
+            values.append(WordTokens(tuple(ids), tuple([1, *ends[:-1]]), tuple(ends)))
+    elif source == "word_ids":
+        values = [random.integers(1, 99, size=num).tolist() for num in num_words]
+    else:
+        values = torch.from_numpy(random.normal(size=(sum(num_words), 3)).astype(np.float16))
+    rows = draw(st.lists(st.integers(0, len(num_words) - 1), min_size=1, max_size=8))
+    return Inputs(tuple(num_words), tags=tags, **{source: values}), rows
+
+
+def expected_row(inputs, row):
+    """What a batch holds of a tweet, before it is filled up: values and what fills them up."""
+    num = inputs.num_words[row]
+    expected = {"mask_BL": ([True] * num, False)}
+    if inputs.tags is not None:
+        expected["tags_BL"] = (inputs.tags[row], 0)
+    if inputs.tokens is not None:
+        one = inputs.tokens[row]
+        expected["input_ids_BS"] = (one.ids, 7)
+        expected["attention_BS"] = ([1 for _ in one.ids], 0)
+        expected["starts_BL"], expected["ends_BL"] = (one.starts, 0), (one.ends, 0)
+    elif inputs.word_ids is not None:
+        expected["word_ids_BL"] = (inputs.word_ids[row], 0)
+    else:
+        first = sum(inputs.num_words[:row])
+        expected["vectors_BLD"] = ([inputs.vectors_WD[first + word].tolist() for word in range(num)], [0.0, 0.0, 0.0])
+    return expected
+
+
+@settings(deadline=None)
+@given(inputs_and_rows())
+def test_a_batch_holds_its_tweets_and_is_filled_up_behind_them(drawn):
+    inputs, rows = drawn
+    batch = inputs.collate(rows, pad_id=7)
+    expected = [expected_row(inputs, row) for row in rows]
+    assert set(batch) == set(expected[0])
+    for name, tensor in batch.items():
+        width = max(len(row[name][0]) for row in expected)
+        filled = [[*values, *[pad] * (width - len(values))] for values, pad in (row[name] for row in expected)]
+        assert tensor.tolist() == filled, name
+        kinds = {"mask_BL": torch.bool, "vectors_BLD": torch.float16}
+        assert tensor.dtype == kinds.get(name, torch.long), name
+        assert tensor.shape[:2] == (len(rows), width)
+
+
+@given(inputs_and_rows())
+def test_costs_are_what_a_batch_is_as_wide_as(drawn):
+    inputs, _ = drawn
+    assert len(inputs) == len(inputs.costs) == len(inputs.num_words)
+    widest = "input_ids_BS" if inputs.tokens is not None else "mask_BL"
+    assert inputs.costs == [inputs.collate([row])[widest].shape[1] for row in range(len(inputs))]
+
+
+def test_a_batch_without_a_source_is_a_fault_of_ours():
+    with pytest.raises(AssertionError):
+        Inputs((1,)).collate([0])
+
+
+def test_batches_go_to_a_device():
+    batch = {"mask_BL": torch.ones(1, 2, dtype=torch.bool)}
+    moved = to_device(batch, torch.device("meta"))
+    assert {name: (tensor.device.type, tensor.shape) for name, tensor in moved.items()} == {"mask_BL": ("meta", (1, 2))}
+    assert batch["mask_BL"].device.type == "cpu"
