@@ -18,6 +18,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+# As the command line does: the threads of tensor libraries sleep while they wait.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 NUM_TWEETS = 1_200
 
 

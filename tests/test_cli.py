@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -444,6 +446,83 @@ def test_sample_writes_what_it_says(call: Any, tmp_path: Path) -> None:
 
 
 # Processes of their own
+
+
+# Training and scoring
+
+
+@pytest.fixture
+def tagged(tmp_path: Path) -> Path:
+    """Write tweets to learn from, one file of vectors, and the configuration of a quick run; return the last."""
+    tweets = [["van", "burns", f"w{number}"] for number in range(40)]
+    table = pa.table({"tokens": tweets, "tags": [["B-fire", "I-fire", "O"]] * 40})
+    pq.write_table(table, tmp_path / "gold.parquet")
+    (tmp_path / "vectors.txt").write_text("van 1 0 0\nburns 0 1 0\n")
+    train = {
+        "train_uri": str(tmp_path / "gold.parquet"), "vectors": str(tmp_path / "vectors.txt"), "head_lr": 0.05,
+        "epochs": 5, "device": "cpu", "group_by": [], "bootstrap": 10, "name": "quick",
+    }  # fmt: skip
+    path = tmp_path / "train.yaml"
+    path.write_text(yaml.safe_dump({"workdir": str(tmp_path / "work"), "train": train}))
+    return path
+
+
+def test_train_evaluate_and_score(call: Any, tagged: Path, tmp_path: Path) -> None:
+    plan = call("train", tagged, "--dry-run")
+    assert plan.code == 0
+    assert "quick: 36 tweets, 4 of dev, 0 held out: to do" in plan.out
+    assert not (tmp_path / "work").exists()
+    trained = call("train", tagged)
+    assert trained.code == 0
+    assert re.search(r"^dev +100\.0 +100\.0 +100\.0 ", trained.out, re.MULTILINE)
+    model = tmp_path / "work" / "runs" / "quick"
+    scored = call("evaluate", model, tmp_path / "gold.parquet", "--json")
+    assert (scored.code, json.loads(scored.out)["f1"]) == (0, 1.0)
+    assert call("evaluate", model, tmp_path / "gold.parquet").out.count("100.00") > 5
+    again = call("train", tagged)
+    assert (again.code, again.out) == (0, trained.out)
+    assert "quick: finished before" in again.err
+
+
+def test_score_of_files(call: Any, tmp_path: Path) -> None:
+    (tmp_path / "gold.conll").write_text("van B-fire\nburns I-fire\n\nso O\nhungry O\n")
+    (tmp_path / "found.conll").write_text("van B-fire\nburns O\n\nso O\nhungry B-fire\n")
+    done = call("score", tmp_path / "gold.conll", tmp_path / "found.conll", "--json", "--bootstrap", 0)
+    scores = json.loads(done.out)
+    assert (scores["f1"], scores["num_predicted"], scores["overlap"]["credit"]) == (0.0, 2, 0.5)
+    assert scores["false_alarms"]["no_gold"]["num_with_alarm"] == 1
+    assert "false alarms" in call("score", tmp_path / "gold.conll", tmp_path / "found.conll").out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["score", "GOLD", "nowhere.parquet"], "PRED: no such file: nowhere.parquet"),
+        (["score", "GOLD", "NOT_BIO"], "tag 'fire' of word 0 is not BIO"),
+        (["score", "GOLD", "SHORT"], "1 tweets with words, expected the 40"),
+        (["evaluate", "nowhere/at/all", "GOLD"], "nowhere/at/all: no such folder"),
+        (["evaluate", ".", "GOLD"], "no tagger here"),
+        (["train", "CONFIG", "--set", "train.train_uri=nowhere.parquet"], "no such file: nowhere.parquet"),
+        (["train", "CONFIG", "--set", "train.folds=99"], "99 folds need as many groups"),
+        (["train", "CONFIG", "--set", "train.lernrate=1"], "train.lernrate: unknown key"),
+    ],
+)
+def test_bad_training_input(
+    call: Any, tagged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "not_bio.conll").write_text("van fire\n")
+    (tmp_path / "short.conll").write_text("van B-fire\n")
+    names = {"GOLD": "gold.parquet", "NOT_BIO": "not_bio.conll", "SHORT": "short.conll", "CONFIG": str(tagged)}
+    ended = call(*(names.get(argument, argument) for argument in arguments))
+    assert ended.code == 2
+    assert expected in ended.refusal
+
+
+def test_a_training_that_failed_says_so_in_one_line(call: Any, tagged: Path) -> None:
+    ended = call("train", tagged, "--set", "train.head_lr=1.0e30", "--set", "train.clip=1.0e30")
+    assert ended.code == 1
+    assert "stopped; the checkpoint before it is kept" in ended.refusal
 
 
 def test_help_is_quick_and_loads_nothing_heavy() -> None:

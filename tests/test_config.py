@@ -186,3 +186,28 @@ def test_configs_load_and_say_why(path: Path) -> None:
         if isinstance(given.get(name), dict):
             for key, value in given[name].items():
                 assert section.annotation.model_fields[key].default != value, f"{name}.{key} is the default"
+
+
+@pytest.mark.parametrize("form", ["no", '"no"'])
+def test_the_set_called_no_is_no_boolean(write: Any, form: str) -> None:
+    path = write(SMALLEST | {"train": {"folds": 2}})
+    config = load_config(path, [f"train.train_set={form}", f"train.test_sets=[{form}, random]"])
+    assert config.train.train_set == "no"
+    assert config.train.test_sets == ("no", "random")
+
+
+@pytest.mark.parametrize(
+    ("train", "expected"),
+    [
+        ({"folds": 1}, "train.folds: expected 0"),
+        ({"kernel": 4}, "train.kernel: expected an odd number"),
+        ({"vectors": "a", "encoder": "b"}, "exclude one another"),
+        ({"test_sets": ["1s"], "test_uris": {"a": "b"}}, "exclude one another"),
+        ({"stop_on": "test"}, "train.stop_on"),
+        ({"normaliser": "nix"}, "expected one of none, bertweet"),
+        ({"pateince": 3}, "did you mean patience"),
+        ({"lr": 0}, "greater than 0"),
+    ],
+)
+def test_training_that_cannot_be(write: Any, train: dict[str, Any], expected: str) -> None:
+    assert expected in refusal(write(SMALLEST | {"train": train}))

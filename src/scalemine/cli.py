@@ -422,6 +422,9 @@ def _fail(code: int, message: str) -> NoReturn:
 
 def main() -> None:
     """Run the command line; every way to end has its exit code."""
+    # Read when a tensor library starts its threads: they sleep while they wait. Where other work has the cores, threads
+    # that turn in circles make each step ten times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from scalemine.config import InputError, RunError
     from scalemine.executor import Stopped
 

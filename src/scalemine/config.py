@@ -200,6 +200,14 @@ class TrainConfig(Section):
 
     _lists = field_validator("test_sets", "group_by", mode="before")(_as_list)
 
+    @field_validator("train_set", "test_sets", mode="before")
+    @classmethod
+    def _no_is_a_name(cls, value: object) -> object:
+        # To YAML an unquoted no is false.
+        if isinstance(value, list | tuple):
+            return ["no" if one is False else one for one in value]
+        return "no" if value is False else value
+
     @field_validator("normaliser")
     @classmethod
     def _known_normaliser(cls, value: str) -> str:

@@ -109,7 +109,7 @@ def inputs_and_rows(draw: st.DrawFn):
         for num in num_words:
             ends = (1 + np.cumsum(random.integers(1, 4, size=num))).tolist()
             ids = random.integers(5, 99, size=ends[-1] + 1).tolist()
-            values.append(WordTokens(tuple(ids), tuple([1, *ends[:-1]]), tuple(ends)))
+            values.append(WordTokens(tuple(ids), (1, *ends[:-1]), tuple(ends)))
     elif source == "word_ids":
         values = [random.integers(1, 99, size=num).tolist() for num in num_words]
     else:

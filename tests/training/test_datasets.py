@@ -274,9 +274,12 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
     assert_refused(str(tmp_path), "no such file")
     whole = tmp_path / "whole.parquet"
     write_parquet(whole, [OK])
-    for size in (0, 3, 50, whole.stat().st_size - 1):
-        (tmp_path / "part.parquet").write_bytes(whole.read_bytes()[:size])
+    content = whole.read_bytes()
+    for size in (0, 3, 50, len(content) - 1):
+        (tmp_path / "part.parquet").write_bytes(content[:size])
         assert_refused(str(tmp_path / "part.parquet"), "cannot be read: ")
+    (tmp_path / "part.parquet").write_bytes(content[:4] + b"\xff" * 20 + content[24:])  # the end is whole, the data not
+    assert_refused(str(tmp_path / "part.parquet"), "cannot be read: ")
     (tmp_path / "tweets.csv").write_text("text,spans\n")
     assert_refused(str(tmp_path / "tweets.csv"), "cannot be read: ")
 

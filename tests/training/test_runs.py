@@ -313,6 +313,15 @@ def test_a_loss_that_is_no_number_stops_the_run(data, tmp_path):
         run_training(config(data, tmp_path, vectors=str(big), model="linear", head_lr=10.0))
 
 
+def test_curves_are_tracked(data, tmp_path, monkeypatch):
+    run_training(config(data, tmp_path, epochs=1).model_copy(update={"tracking": "tensorboard"}))
+    content = b"".join(path.read_bytes() for path in tmp_path.rglob("events.out.tfevents*"))
+    assert all(name in content for name in (b"loss", b"lr", b"score"))
+    monkeypatch.setattr(module, "get_available_trackers", list)
+    with pytest.raises(InputError, match="tracking: wandb is not installed here"):
+        run_training(config(data, tmp_path / "new", epochs=1).model_copy(update={"tracking": "wandb"}))
+
+
 def test_the_plan_of_a_dry_run_writes_nothing(data, tmp_path):
     lines = describe_plan(config(data, tmp_path / "new", folds=2))
     assert sum("to do" in line for line in lines) == 2

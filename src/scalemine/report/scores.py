@@ -61,11 +61,11 @@ def _mean(values: Sequence[float]) -> str:
 
 
 def print_scores(console: Console, name: str, scores: Json) -> None:
-    """Print the scores on one set: all conventions, each type, and false alarms."""
-    print_table(console, conventions_table(name, scores))
-    print_table(console, _measures(f"{plain_name(name)}: by type, exact spans, in percent", "type", scores["per_type"]))
-    if scores["false_alarms"]:
-        print_table(console, alarms_table(name, scores["false_alarms"]))
+    """Print the scores on one set: all conventions, each type, and false alarms; no table without a row."""
+    by_type = _measures(f"{plain_name(name)}: by type, exact spans, in percent", "type", scores["per_type"])
+    for table in (conventions_table(name, scores), by_type, alarms_table(name, scores["false_alarms"])):
+        if table.rows:
+            print_table(console, table)
 
 
 def conventions_table(name: str, scores: Json) -> Table:

@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from numpy.typing import NDArray
 
 from scalemine.config import Config, InputError, RunError
@@ -318,6 +319,7 @@ def train_split(
         facts = trainer.describe_fit(trainer.fit(signals, show))
     metrics = trainer.evaluate()
     trainer.write(facts, metrics, leaks)
+    trainer.accelerator.end_training()
 
 
 class _Trainer:
@@ -334,6 +336,8 @@ class _Trainer:
         self.sets = self._sets()
         self.cache = Workdir(config.workdir.absolute()).features
         self.uses_cache = options.freeze and isinstance(self.words.module, TransformerWords)
+        if self.uses_cache:
+            self.words.module.to(self.accelerator.device)
         shape = Shape(
             options.model, options.crf, options.hidden, options.kernel, options.dropout, self.words.module.dim
         )
@@ -359,9 +363,10 @@ class _Trainer:
         """Return what the network reads of some tweets, kept by name."""
         if name not in self._inputs:
             texts = [document.words for document in documents]
-            self._inputs[name] = (
-                self.words.read_cached(texts, self.cache) if self.uses_cache else self.words.read(texts)
-            )
+            with self.accelerator.main_process_first():  # which fills the cache
+                self._inputs[name] = (
+                    self.words.read_cached(texts, self.cache) if self.uses_cache else self.words.read(texts)
+                )
         return self._inputs[name]
 
     def fit(self, signals: StopSignals | None, show: ShowProgress) -> Fit:
@@ -554,6 +559,8 @@ def _accelerator(config: Config, folder: Path) -> Accelerator:
     # Only float16 wants its gradients scaled; bfloat16 is the encoder's own affair.
     scaled = not cpu and precision_name(options.precision, "cuda") == "float16"
     tracker = None if config.tracking == "none" else config.tracking
+    if tracker and tracker not in {str(one.value) for one in get_available_trackers()}:
+        raise InputError(f"tracking: {tracker} is not installed here; pip install {tracker}, or tracking: none")
     accelerator = Accelerator(
         cpu=cpu, mixed_precision="fp16" if scaled else "no", log_with=tracker, project_dir=str(folder)
     )
