@@ -47,7 +47,8 @@ _SELECTORS: Final = "\ufe0e\ufe0f"
 _MARKS: Final = _as_ranges(
     "".join(c for c, kind in _CATEGORIES.items() if kind in {"Mn", "Mc"} and c not in _SELECTORS)
 )
-_WORD: Final = rf"[\w{_MARKS}\u200c\u200d]"
+# A character of a word, with the marks of scripts that combine them, for use in a pattern.
+WORD_CHARACTER: Final = rf"[\w{_MARKS}\u200c\u200d]"
 # string.punctuation adds the ASCII symbols ($ + < = > ^ ` | ~), which Unicode does not call punctuation.
 _PUNCTUATION: Final = "".join(
     sorted({c for c, kind in _CATEGORIES.items() if kind.startswith("P")} | set(string.punctuation))
@@ -115,18 +116,18 @@ _TOKENS: Final = (
     # Flags and keycaps mean nothing one code point at a time; all other emoji are split, as in the original.
     ("sequence", "[0-9#*]\ufe0f?\u20e3|[\U0001f1e6-\U0001f1ff]{2}|\U0001f3f4[\U000e0020-\U000e007f]++"),
     ("mention", _MENTION),
-    ("hashtag", rf"[#＃]++{_WORD}++(?:[{_APOSTROPHES}\-]{_WORD}++)*+"),
-    ("hour", rf"[ap]\.m(?!{_WORD})\.?"),
+    ("hashtag", rf"[#＃]++{WORD_CHARACTER}++(?:[{_APOSTROPHES}\-]{WORD_CHARACTER}++)*+"),
+    ("hour", rf"[ap]\.m(?!{WORD_CHARACTER})\.?"),
     ("number", r"[+\-]?\d++(?:[.,:/\-]\d++)++"),
-    ("clitic", rf"[{_APOSTROPHES}](?:m|re|s|ll|d|ve)(?!{_WORD})"),
+    ("clitic", rf"[{_APOSTROPHES}](?:m|re|s|ll|d|ve)(?!{WORD_CHARACTER})"),
     (
         "emoticon",
-        rf"[<>]?[:;=][\-*^{_APOSTROPHES}]?(?:[)(\]\[}}{{|\\/]|[DPpOo](?!{_WORD}))"
-        rf"|[)(\]\[D][\-{_APOSTROPHES}]?[:;=](?!{_WORD})"
-        rf"|</?3(?!{_WORD})",
+        rf"[<>]?[:;=][\-*^{_APOSTROPHES}]?(?:[)(\]\[}}{{|\\/]|[DPpOo](?!{WORD_CHARACTER}))"
+        rf"|[)(\]\[D][\-{_APOSTROPHES}]?[:;=](?!{WORD_CHARACTER})"
+        rf"|</?3(?!{WORD_CHARACTER})",
     ),
     ("arrow", "-{1,5}+>|<-{1,5}+"),
-    ("word", rf"\w{_WORD}*+(?:(?:[{_APOSTROPHES}.\-]|(?<=[{_LATIN}])@(?=[{_LATIN}]))\w{_WORD}*+)*+"),
+    ("word", rf"\w{WORD_CHARACTER}*+(?:(?:[{_APOSTROPHES}.\-]|(?<=[{_LATIN}])@(?=[{_LATIN}]))\w{WORD_CHARACTER}*+)*+"),
     ("dots", "[.…]{2,}+|…"),
     ("other", r"\S"),
 )
@@ -307,7 +308,9 @@ _STOP_WORDS: Final = frozenset(
     """.split()  # noqa: SIM905 - the list is easier to check as text
 )
 # A hyphen or apostrophe between letters holds one word together.
-_RESCUE_WORD_RE: Final = re.compile(rf"(?<!{_WORD})(?<![#@]){_WORD}++(?:[{_APOSTROPHES}\-]{_WORD}++)*+")
+_RESCUE_WORD_RE: Final = re.compile(
+    rf"(?<!{WORD_CHARACTER})(?<![#@]){WORD_CHARACTER}++(?:[{_APOSTROPHES}\-]{WORD_CHARACTER}++)*+"
+)
 _ZIP_RE: Final = re.compile(r"(?<!\w)(?<!\d[.,])[0-9]{5}(?!\w)(?![.,]\d)")
 _LETTER: Final = r"[^\W\d_]"
 _IN_WORD: Final = rf"[^\W_]|[{_MARKS}\u200c\u200d]"

@@ -267,3 +267,8 @@ def test_real_spans_end_where_words_do(part):
         num_inexact += len(align(spans, word_offsets(row["text"]), len(row["text"]))[1])
     assert num_spans > 200
     assert num_inexact <= 0.01 * num_spans
+
+
+@pytest.mark.parametrize("text", ["e\u0301tude à l'école", "नमस्ते दुनिया", "مَدْرَسَة كبيرة"])
+def test_marks_stay_with_their_letters(text):
+    assert [text[start:end] for start, end in word_offsets(text)] == text.split()

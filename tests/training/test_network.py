@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -206,6 +207,26 @@ def test_bfloat16_is_the_encoders_alone():
     assert seen[-1] == torch.float32
 
 
+def test_an_encoder_that_gives_bfloat16_is_heeded_in_float32():
+    class Rounding(nn.Module):
+        config = SimpleNamespace(hidden_size=DIM)
+
+        def forward(self, input_ids, attention_mask):
+            hidden_BS1 = (input_ids * attention_mask)[..., None].bfloat16() / 7
+            return SimpleNamespace(last_hidden_state=hidden_BS1.expand(-1, -1, DIM))
+
+    inputs = inputs_of([4], kind="tokens")
+    for pooling in ("first", "mean"):
+        words = TransformerWords(Rounding(), pooling=pooling, precision="bfloat16", frozen=False)
+        vectors_BLD = words(inputs.collate([0]))
+        assert vectors_BLD.dtype == torch.float32
+        [tokens] = inputs.tokens
+        for place, (start, end) in enumerate(zip(tokens.starts, tokens.ends, strict=True)):
+            rounded = (torch.tensor(tokens.ids[start:end]).bfloat16() / 7).double()
+            expected = rounded[0] if pooling == "first" else rounded.mean()
+            assert vectors_BLD[0, place].tolist() == pytest.approx([float(expected)] * DIM, rel=1e-5)
+
+
 # Gradients
 
 
@@ -278,6 +299,24 @@ def test_dropout_is_of_training_alone(model, crf):
         assert not torch.equal(network.emissions(batch), network.emissions(batch))
         assert torch.equal(make_network(model, crf, dropout=0.0).train().emissions(batch), in_use)
         assert torch.equal(network.eval().emissions(batch), in_use)
+
+
+@each_kind
+def test_dropout_is_before_each_layer(model, crf):
+    network, shares = make_network(model, crf), {}
+    batch = inputs_of([9, 9]).collate([0, 1])
+    for layer in (*network.context, network.emit):
+
+        def note(_, given, layer=layer):
+            shares.setdefault(layer, []).append(float((given[0] == 0).float().mean()))
+
+        layer.register_forward_pre_hook(note)
+    with torch.no_grad():
+        network.emissions(batch)
+        network.train().emissions(batch)
+    assert len(shares) == {"linear": 1, "lstm_cnn_crf": 3}.get(model, 2)
+    for before, dropped in shares.values():  # what ReLU leaves at 0 is there before
+        assert dropped == pytest.approx(before + 0.4 * (1 - before), abs=0.12)
 
 
 def test_dropout_of_the_encoder_is_of_tuning_alone():

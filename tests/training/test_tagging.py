@@ -191,6 +191,15 @@ def test_predictions_are_made_in_several_batches(accelerator, monkeypatch):
     assert sizes == [len(rows) for rows in prediction_batches(inputs.costs, 6)] == [2, 1, 1, 1]
 
 
+def test_short_tweets_are_filled_up_with_the_token_for_it(accelerator):
+    network, inputs, seen = make_network(bert_words()), inputs_of([2, 8]), []
+    network.words.register_forward_pre_hook(lambda _, given: seen.append(given[0]["input_ids_BS"].tolist()))
+    predict_tags(network, inputs, accelerator, PAD)
+    [[short, long]] = seen
+    assert short == [*inputs.tokens[0].ids, *[PAD] * (len(long) - len(inputs.tokens[0].ids))]
+    assert len(short) == len(long) == len(inputs.tokens[1].ids) > len(inputs.tokens[0].ids)
+
+
 def test_nothing_is_predicted_of_nothing(accelerator):
     assert predict_tags(make_network(), inputs_of([], kind="vectors"), accelerator, 0) == []
 

@@ -109,6 +109,13 @@ class SlowTokenizer:
         (folder / "vocab.txt").write_text("fire")
 
 
+class SpaceSeparated(SlowTokenizer):
+    """Splits at each space, so that one before a word leaves an empty piece."""
+
+    def pieces(self, text):
+        return text.split(" ")
+
+
 class WithoutUnknown(SlowTokenizer):
     pad_token_id = None
     unk_token_id = None
@@ -154,17 +161,22 @@ def test_bytes_are_the_tokenisers_own_with_the_space_before_them(byte_level, wor
     assert list(found.ends) == [*starts[1:], len(found.ids) - 1]
 
 
-def test_the_space_is_found(minilm, byte_level):
+def test_the_space_is_found(byte_level):
     the = [byte_level(text, add_special_tokens=False)["input_ids"] for text in ("the", " the")]
     assert the[0] != the[1], "this tokeniser cannot tell whether the space was found"
     assert list(WordTokenizer(byte_level, max_length=9).encode(["the", "the"]).ids) == [0, *the[0], *the[1], 2]
-    # A tokeniser that adds the space itself must not be given another.
+
+
+def test_no_space_is_put_where_none_is_wanted(byte_level):
     from tokenizers import pre_tokenizers
 
     spaced = type(byte_level)(tokenizer_object=byte_level.backend_tokenizer, bos_token="<s>", pad_token="<pad>")
     spaced.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     words = ["the", "old", "bridge"]
-    assert list(WordTokenizer(spaced, max_length=99).encode(words).ids) == spaced(" ".join(words))["input_ids"]
+    for tokenizer in (spaced, SpaceSeparated()):
+        assert (
+            list(WordTokenizer(tokenizer, max_length=99).encode(words).ids) == tokenizer(" ".join(words))["input_ids"]
+        )
 
 
 @given(st.lists(st.text("abcdefg🔥", min_size=1, max_size=7), min_size=1, max_size=9), st.integers(4, 30))

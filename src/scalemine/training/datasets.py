@@ -11,7 +11,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalemine.config import InputError
-from scalemine.models import first_line
 from scalemine.store import file_sha256
 from scalemine.training.labels import CharSpan, Span, align, is_bio, tags_of_spans, type_of, word_offsets
 
@@ -101,7 +100,8 @@ def read_dataset(uri: str, *, keep: Sequence[str] = (), key: str = "file", are_p
     except UnicodeError:
         raise InputError(f"{key}: {uri} is not UTF-8; convert it first") from None
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"{key}: {uri} cannot be read: {first_line(error)}") from None
+        first_line = str(error).partition("\n")[0]
+        raise InputError(f"{key}: {uri} cannot be read: {first_line}") from None
     _check_columns(columns, keep, f"{key}: {uri}")
     documents: list[Document] = []
     num_inexact = num_empty = 0

@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Final, Literal, NamedTuple
 
+from scalemine.text import WORD_CHARACTER
+
 OUTSIDE: Final = "O"
 Scheme = Literal["conlleval", "iob2"]
 
@@ -92,7 +94,8 @@ def tags_of_spans(spans: Iterable[Span], num_words: int) -> list[str]:
 
 # A link, a mention or hashtag, a number with its separators, a word with the marks inside it, or any other character.
 _WORD: Final = re.compile(
-    r"https?://\S+|[@#]\w+|\d+(?:[.,:]\d+)*(?!\w)|\w+(?:['’\-]\w+)*|[^\w\s](?:[\ufe0f\u200d\U0001f3fb-\U0001f3ff]+)?"
+    rf"https?://\S+|[@#]{WORD_CHARACTER}+|\d+(?:[.,:]\d+)*(?!{WORD_CHARACTER})|{WORD_CHARACTER}+(?:['’\-]{WORD_CHARACTER}+)*"
+    r"|\S(?:[\ufe0f\u200d\U0001f3fb-\U0001f3ff]+)?"
 )
 
 
