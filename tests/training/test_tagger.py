@@ -71,6 +71,7 @@ def make_tagger(*, name=None, model="lstm_crf", crf="fast", seed=0, **train) -> 
         source |= {
             "name": name, "revision": None, "fingerprint": words.settings["train.weights"],
             "pooling": options.pooling, "normaliser": options.normaliser, "max_length": options.max_length,
+            "precision": options.precision,
             "frozen": options.freeze,
         }  # fmt: skip
     training = {
@@ -82,7 +83,8 @@ def make_tagger(*, name=None, model="lstm_crf", crf="fast", seed=0, **train) -> 
         "test_1s": {"f1": 0.5, "precision": 0.25, "recall": 1.0, "num_gold": 9},
     }
     config = {
-        "scalemine": "tagger", "version": "9.8.7", "tags": TAGS, "shape": asdict(shape), "word_source": source,
+        "scalemine": "tagger", "format": module.FORMAT,
+        "version": "9.8.7", "tags": TAGS, "shape": asdict(shape), "word_source": source,
         "training": training, "metrics": metrics,
     }  # fmt: skip
     return Tagger(network, words, config)
@@ -522,3 +524,18 @@ def test_the_package_imports_no_torch_by_itself(command):
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "scalemine" in imported
     assert not imported & {"torch", "transformers", "huggingface_hub", "numpy", "pyarrow"}
+
+
+def test_a_folder_of_another_format_is_refused(copied):
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"format": 99}))
+    with pytest.raises(InputError, match="has format 99, this version of scalemine reads 1"):
+        load_tagger(copied)
+
+
+def test_a_tagger_computes_in_the_precision_that_it_was_trained_in(copied):
+    config = json.loads((copied / "config.json").read_text())
+    for precision in ("float32", "bfloat16"):
+        source = config["word_source"] | {"precision": precision}
+        (copied / "config.json").write_text(json.dumps(config | {"word_source": source}))
+        assert load_tagger(copied).words.module.dtype == getattr(torch, precision)

@@ -48,7 +48,7 @@ from scalemine.training.loop import BEST, STATE, Fit, Plan, Progress, fit
 from scalemine.training.metrics import surfaces
 from scalemine.training.network import Shape, TaggerNetwork, TransformerWords
 from scalemine.training.scoring import score_documents
-from scalemine.training.tagger import CONFIG, load_tagger, write_tagger
+from scalemine.training.tagger import CONFIG, FORMAT, load_tagger, write_tagger
 from scalemine.training.tagging import TaggerTask, fill_up, micro_f1, predict_tags
 
 logger = logging.getLogger(__name__)
@@ -487,6 +487,7 @@ class _Trainer:
         described = self._describe_words()
         model = {
             "scalemine": "tagger",
+            "format": FORMAT,
             "version": importlib.metadata.version("scalemine"),
             "tags": self.tags,
             "shape": asdict(self.shape),
@@ -547,6 +548,7 @@ class _Trainer:
             "pooling": options.pooling,
             "normaliser": options.normaliser,
             "max_length": options.max_length,
+            "precision": options.precision,
             "frozen": options.freeze,
             "description": f"{name}, {'frozen' if options.freeze else 'fine-tuned'}",
         }

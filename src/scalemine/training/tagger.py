@@ -32,6 +32,8 @@ from scalemine.training.tagging import fill_up
 
 CONFIG, WEIGHTS, CARD, METRICS = "config.json", "model.safetensors", "README.md", "metrics.json"
 ENCODER, VECTORS, VOCABULARY = "encoder", "vectors.safetensors", "vocabulary.json"
+# Rises when the meaning of config.json changes.
+FORMAT = 1
 _WORDS = "words."
 
 
@@ -159,6 +161,10 @@ def _load(cls: type[Tagger], folder: Path, device: str) -> Tagger:
         raise InputError(f"{folder}: {CONFIG} is not JSON: {first_line(error)}") from None
     if not isinstance(config, dict) or config.get("scalemine") != "tagger":
         raise InputError(f"{folder}: {CONFIG} is not that of a tagger of scalemine")
+    if config.get("format") != FORMAT:
+        raise InputError(
+            f"{folder}: {CONFIG} has format {config.get('format')}, this version of scalemine reads {FORMAT}"
+        )
     shape = Shape(**config["shape"])
     words = _load_words(folder, config, device)
     network = TaggerNetwork(shape, config["tags"], words.module)
@@ -196,7 +202,7 @@ def _load_words(folder: Path, config: dict[str, Any], device: str) -> WordEncode
         source,
         pooling=reading["pooling"],
         frozen=reading["frozen"],
-        precision=precision_name("auto", device),
+        precision=precision_name(reading["precision"], device),
         max_length=reading["max_length"],
         normaliser_name=reading["normaliser"],
     )
