@@ -24,8 +24,8 @@ import yaml
 
 from scalemine.config import ComputeConfig, Config
 from scalemine.corpus import import_corpus
-from scalemine.executor import Executor, InlineExecutor, StopSignals, make_executor
-from scalemine.pipeline import Run, run_embed, run_import, run_mine, silent
+from scalemine.executor import Executor, InlineExecutor, StopSignals, make_executor, silent
+from scalemine.pipeline import Run, run_embed, run_import, run_mine
 from scalemine.store import Workdir, read_json
 from scalemine.text import duplicate_key
 

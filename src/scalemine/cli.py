@@ -22,7 +22,8 @@ import typer
 
 if TYPE_CHECKING:
     from scalemine.config import Config
-    from scalemine.pipeline import Advance, Run
+    from scalemine.executor import Advance
+    from scalemine.pipeline import Run
 
 EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 75
 # Seconds between the lines of progress in a log.

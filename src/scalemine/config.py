@@ -144,7 +144,7 @@ class SetsConfig(Section):
 class TrainConfig(Section):
     """Sequence taggers: what is trained on what, and how. Defaults that are not the published ones say so."""
 
-    name: str | None = Field(None, pattern=r"^[\w.\-]+$", description="of the runs; None: by the settings")
+    name: str | None = Field(None, pattern=r"^\w[\w.\-]*$", description="of the runs; None: by the settings")
     train_set: str = Field("random", description="a training set of the workdir: no, random, 1s, 2s or 3s")
     test_sets: tuple[str, ...] | None = Field(None, description="test sets of the workdir; None: all that are there")
     train_uri: str | None = Field(None, description="a file instead of the workdir's set: Parquet or CoNLL")
@@ -182,7 +182,9 @@ class TrainConfig(Section):
         "auto", description="of the encoder; auto: bfloat16 where the device computes in it. The CRF is float32 always"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda)$")
-    processes: int = Field(1, ge=1, description="of one run, one per GPU; changes no result but rounding")
+    processes: int = Field(
+        1, ge=1, description="of one run, one per GPU; changes rounding and the draw of dropout, no more"
+    )
     checkpoint_steps: int = Field(200, ge=1, description="optimiser steps between checkpoints, which also end epochs")
 
     folds: int = Field(0, ge=0, description="0: one run on the whole training set; else that many folds")
@@ -223,6 +225,10 @@ class TrainConfig(Section):
             raise ValueError("train.vectors and train.encoder exclude one another; drop one")
         if self.test_sets and self.test_uris:
             raise ValueError("train.test_sets and train.test_uris exclude one another; drop one")
+        if taken := sorted({"dev", "held_out", "train"} & set(self.test_uris)):
+            raise ValueError(f"train.test_uris: {taken[0]} is the name of a part of the training set; take another")
+        if self.stop_on == "test" and self.dev_uri:
+            raise ValueError("train.stop_on: test and train.dev_uri exclude one another; drop one")
         if self.stop_on == "test" and self.folds == 0:
             raise ValueError("train.stop_on: test is the held-out fold, so it wants train.folds of at least 2")
         return self

@@ -22,6 +22,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -36,6 +37,16 @@ ResultT = TypeVar("ResultT")
 
 MAX_ATTEMPTS = 3
 IN_FLIGHT = 2
+
+
+Advance = Callable[[int], None]
+ShowProgress = Callable[[str, int | None], AbstractContextManager[Advance]]
+
+
+@contextlib.contextmanager
+def silent(_: str, __: int | None) -> Iterator[Advance]:
+    """Show no progress."""
+    yield lambda _rows: None
 
 
 class Stopped(Exception):  # noqa: N818  not an error: the user asked for it

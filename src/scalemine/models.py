@@ -212,7 +212,7 @@ def precision_name(wanted: str, device: str) -> str:
     if wanted != "auto":
         return wanted
     if device.startswith("cuda"):
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+        return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
     # Elsewhere bfloat16 is emulated, and slower than float32.
     has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return "bfloat16" if has_bfloat16 else "float32"

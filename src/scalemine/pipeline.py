@@ -12,7 +12,6 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 from scalemine.config import Config, InputError
 from scalemine.corpus import Corpus, check_import, import_corpus, open_corpus
-from scalemine.executor import Executor, InlineExecutor, StopSignals, num_cores, threads_of_worker
+from scalemine.executor import Executor, InlineExecutor, ShowProgress, StopSignals, num_cores, silent, threads_of_worker
 from scalemine.mining import anchors as anchors_module
 from scalemine.mining import distributions, negatives, sets
 from scalemine.mining.anchors import Anchors, Positives, check_classes, make_anchors, read_positives
@@ -44,15 +43,6 @@ from scalemine.mining.similarity import SimilarityDistribution, anchor_grid, des
 from scalemine.store import Stage, Workdir, file_sha256, fingerprint, open_stage, read_json, write_json, write_whole
 
 logger = logging.getLogger(__name__)
-
-Advance = Callable[[int], None]
-ShowProgress = Callable[[str, int | None], AbstractContextManager[Advance]]
-
-
-@contextlib.contextmanager
-def silent(_: str, __: int | None) -> Iterator[Advance]:
-    """Show no progress."""
-    yield lambda _rows: None
 
 
 @dataclass

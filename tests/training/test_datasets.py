@@ -266,7 +266,7 @@ def test_a_column_of_another_type_is_named(tmp_path, row, column, values, reason
     ],
 )
 def test_wrong_columns_are_refused_with_those_that_are_there(tmp_path, row, keep, reason):
-    assert_refused(write_parquet(tmp_path / "a.parquet", [row]), reason, keep=keep)
+    assert_refused(write_parquet(tmp_path / "a.parquet", [row]), reason, needs=keep)
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):

@@ -112,13 +112,21 @@ def test_micro_batches_change_nothing(tmp_path, micro_batch):
 def test_the_gradient_is_clipped(tmp_path):
     task = Regression()
     task.y *= 1e4
-    norms = []
-    hook = torch.optim.Optimizer.step
-    task.model.linear.weight.register_hook(lambda grad: norms.append(float(grad.norm())))
-    run(task, tmp_path, epochs=1, clip=0.5)
-    assert max(norms) > 0.5  # before clipping
-    assert torch.optim.Optimizer.step is hook
-    assert float(task.model.linear.weight.grad.norm() if task.model.linear.weight.grad is not None else 0) <= 0.5 + 1e-5
+    before, after = [], []
+    task.model.linear.weight.register_hook(lambda grad: before.append(float(grad.norm())))
+    handle = torch.optim.Optimizer.register_step_pre_hook
+    parameters = list(task.model.parameters())
+
+    def watch(optimizer, hook):
+        handle(optimizer, lambda *_: after.append(float(torch.stack([p.grad.norm() for p in parameters]).norm())))
+        return handle(optimizer, hook)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.Optimizer, "register_step_pre_hook", watch)
+        run(task, tmp_path, epochs=1, clip=0.5)
+    assert min(before) > 0.5
+    assert after == pytest.approx([0.5] * len(after), rel=1e-4)
+    assert len(after) == 6
 
 
 @pytest.mark.parametrize("stop_after", [1, 3, 4, 6, 7, 11, 17])
@@ -217,19 +225,25 @@ def test_a_schedule_that_steps_otherwise_fails(tmp_path, monkeypatch):
                 super().step(*arguments)
 
     monkeypatch.setattr(module, "LambdaLR", Twice)
-    with pytest.raises(RunError, match=r"learning rate at step 1: planned 0\.0472, applied 0\.0444"):
+    with pytest.raises(RunError, match=r"learning rate at step 1, group 0 .*: planned 0\.0472, applied 0\.0444"):
         run(Regression(), tmp_path)
 
 
-def test_rates_are_compared_in_number_and_value():
-    rates = [0.1 * linear_rate(step, 10) for step in range(6)]
-    assert check_rates(rates, 0, 0.1, 10, 6)["equal"]
-    with pytest.raises(RunError, match="5 steps where 6"):
-        check_rates(rates[:-1], 0, 0.1, 10, 6)
-    with pytest.raises(RunError, match="at step 3"):
-        check_rates([*rates[:3], 0.1, *rates[4:]], 0, 0.1, 10, 6)
-    # A gradient scaler leaves steps out, and says so.
-    assert check_rates(rates[:-1], 1, 0.1, 10, 6)["skipped_steps"] == 1
+def test_rates_are_compared_in_number_and_value_and_group():
+    rates = [(step, [0.1 * linear_rate(step, 10), 0.5 * linear_rate(step, 10)]) for step in range(6)]
+    assert check_rates(rates, 0, [0.1, 0.5], 10, 6)["equal"]
+    with pytest.raises(RunError, match="made 5 steps and left out 0 where 6"):
+        check_rates(rates[:-1], 0, [0.1, 0.5], 10, 6)
+    with pytest.raises(RunError, match="at step 3, group 1 of parameters: planned 0.35, applied 0.5"):
+        check_rates([*rates[:3], (3, [0.07, 0.5]), *rates[4:]], 0, [0.1, 0.5], 10, 6)
+    with pytest.raises(RunError, match="at step 0, group 0"):
+        check_rates(rates, 0, [0.5, 0.1], 10, 6)  # the two rates taken for one another
+    # A gradient scaler leaves steps out, and says so; the others are compared all the same.
+    assert check_rates(rates[1:], 1, [0.1, 0.5], 10, 6)["skipped_steps"] == 1
+    with pytest.raises(RunError, match="at step 5"):
+        check_rates([*rates[1:5], (5, [1.0, 1.0])], 1, [0.1, 0.5], 10, 6)
+    with pytest.raises(RunError, match="left out 4"):
+        check_rates(rates[4:], 4, [0.1, 0.5], 10, 6)
 
 
 def test_the_rate_falls_to_nothing_without_warm_up():
@@ -249,7 +263,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
         save(tensors, path)
 
     monkeypatch.setattr(module, "save_file", full)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(RunError, match="cannot be written .*No space left on device.*the one before it is kept"):
         run(Regression(dropout=0.5), tmp_path / "broken")
     state = read_json(tmp_path / "broken" / STATE)
     assert load_file(tmp_path / "broken" / state["tensors"])
@@ -262,7 +276,8 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
 def test_one_checkpoint_is_kept(tmp_path):
     run(Regression(), tmp_path)
     assert len(list(tmp_path.glob("checkpoint-*.safetensors"))) == 1
-    assert {path.name for path in tmp_path.iterdir()} >= {STATE, BEST}
+    assert len(list(tmp_path.glob(BEST.format("*")))) == 1
+    assert (tmp_path / STATE).exists()
 
 
 def test_predictions_come_back_by_row():
@@ -273,3 +288,33 @@ def test_predictions_come_back_by_row():
         lambda rows: torch.tensor([[10 + row] * (row + 1) + [0] * (2 - row) for row in rows]),
     )
     assert rows.tolist() == [[10, 0, 0, 0], [11, 11, 0, 0], [12, 12, 12, 0]]
+
+
+def test_a_score_that_never_rose_is_said(tmp_path, caplog):
+    with caplog.at_level("WARNING", logger="scalemine"):
+        run(Regression(scores=[0.0, 0.0]), tmp_path, patience=1)
+    assert any("never rose above 0" in message for message in caplog.messages)
+
+
+def test_killed_between_the_best_weights_and_their_checkpoint(tmp_path, monkeypatch):
+    """The epoch is made again, and the checkpoint before it still finds the weights that it speaks of."""
+    scores = [0.3, 0.5, 0.4]
+    unbroken, weights = run(Regression(dropout=0.5, scores=scores), tmp_path / "unbroken")
+    save = module._Loop.save
+
+    class Killed(BaseException):
+        pass
+
+    def killed(loop):
+        if loop.progress.epoch == 2 and loop.progress.epoch_step == 0:
+            raise Killed
+        save(loop)
+
+    monkeypatch.setattr(module._Loop, "save", killed)
+    with pytest.raises(Killed):
+        run(Regression(dropout=0.5, scores=scores), tmp_path / "broken")
+    assert len(list((tmp_path / "broken").glob(BEST.format("*")))) == 2
+    monkeypatch.setattr(module._Loop, "save", save)
+    again, other = run(Regression(dropout=0.5, scores=scores[1:]), tmp_path / "broken")
+    assert (again.best, again.best_epoch) == (unbroken.best, unbroken.best_epoch) == (0.5, 2)
+    assert same(weights, other)

@@ -7,10 +7,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from filelock import FileLock
 
-from scalemine.config import Config, InputError
+from scalemine.config import Config
 from scalemine.training import worker
-from scalemine.training.runs import read_result
+from scalemine.training.runs import FAILURE, LOCK, STOPPED, read_result
 
 
 @pytest.fixture
@@ -49,9 +50,21 @@ def test_does_the_run_that_the_spec_describes(spec, monkeypatch):
 def test_what_is_wrong_is_left_for_who_started_it(spec, monkeypatch):
     folder = spec(train_uri="nowhere.parquet")
     monkeypatch.setattr(sys, "argv", ["worker", str(folder / "spec.json")])
-    with pytest.raises(InputError):
+    with pytest.raises(SystemExit) as ended:
         worker.main()
-    assert "no such file: nowhere.parquet" in (folder / "failure.txt").read_text()
+    assert ended.value.code == 1
+    said = json.loads((folder / FAILURE).read_text())
+    assert said["is_input"]
+    assert "no such file: nowhere.parquet" in said["message"]
+
+
+def test_a_run_that_others_are_at_is_refused(spec, monkeypatch):
+    folder = spec()
+    monkeypatch.setattr(sys, "argv", ["worker", str(folder / "spec.json")])
+    with FileLock(folder / LOCK), pytest.raises(SystemExit):
+        worker.main()
+    assert "still at this run" in json.loads((folder / FAILURE).read_text())["message"]
+    assert read_result(folder) is None
 
 
 def test_a_stop_is_left_for_who_started_it(spec, monkeypatch):
@@ -68,6 +81,6 @@ def test_a_stop_is_left_for_who_started_it(spec, monkeypatch):
 
     monkeypatch.setattr(worker, "StopSignals", Requested)
     worker.main()
-    assert (folder / "stopped").exists()
+    assert (folder / STOPPED).exists()
     assert read_result(folder) is None
     assert (folder / "checkpoint.json").exists()

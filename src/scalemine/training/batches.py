@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from scalemine.training.network import Batch
@@ -26,7 +28,8 @@ class Inputs:
         tags: Index of the tag of each of these words; None where they are to be found.
         tokens: Tokens of each tweet, for a transformer.
         word_ids: Rows of the table of static vectors, per word.
-        vectors_WD: Cached vectors of all words, tweet after tweet.
+        vectors_WD: Cached vectors of words.
+        firsts: Where each tweet's vectors begin in them; None: tweet after tweet.
     """
 
     num_words: tuple[int, ...]
@@ -34,10 +37,27 @@ class Inputs:
     tokens: Sequence[WordTokens] | None = None
     word_ids: Sequence[Sequence[int]] | None = None
     vectors_WD: Tensor | None = None
+    firsts: tuple[int, ...] | None = None
 
-    def __post_init__(self) -> None:
-        """Keep where each tweet's vectors begin."""
-        object.__setattr__(self, "_firsts", np.concatenate([[0], np.cumsum(self.num_words)]))
+    @cached_property
+    def _places(self) -> tuple[int, ...]:
+        """Where each tweet's vectors begin."""
+        return self.firsts or (0, *accumulate(self.num_words))
+
+    def select(self, rows: Sequence[int]) -> Inputs:
+        """Return the inputs of some tweets; vectors are shared, not copied."""
+
+        def pick(values: Sequence[Any] | None) -> Any:  # noqa: ANN401  a tuple of what there is, or None
+            return None if values is None else tuple(values[row] for row in rows)
+
+        return Inputs(
+            num_words=pick(self.num_words),
+            tags=pick(self.tags),
+            tokens=pick(self.tokens),
+            word_ids=pick(self.word_ids),
+            vectors_WD=self.vectors_WD,
+            firsts=pick(self._places),
+        )
 
     def __len__(self) -> int:
         return len(self.num_words)
@@ -63,8 +83,7 @@ class Inputs:
             batch["word_ids_BL"] = _pad([self.word_ids[row] for row in rows], 0)
         else:
             assert self.vectors_WD is not None
-            firsts: NDArray[np.int64] = self.__dict__["_firsts"]
-            vectors = [self.vectors_WD[firsts[row] : firsts[row + 1]] for row in rows]
+            vectors = [self.vectors_WD[self._places[row] :][: self.num_words[row]] for row in rows]
             batch["vectors_BLD"] = torch.nn.utils.rnn.pad_sequence(vectors, batch_first=True)
         return batch
 

@@ -72,7 +72,14 @@ class Dataset:
         return set().union(*(document.types for document in self.documents))
 
 
-def read_dataset(uri: str, *, keep: Sequence[str] = (), key: str = "file", are_predictions: bool = False) -> Dataset:
+def read_dataset(
+    uri: str,
+    *,
+    needs: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    key: str = "file",
+    are_predictions: bool = False,
+) -> Dataset:
     """Read labelled tweets.
 
     Parquet: ``tokens`` and ``tags``; or ``text`` and ``spans`` (start, end, type: characters); or ``tokens`` and
@@ -80,7 +87,8 @@ def read_dataset(uri: str, *, keep: Sequence[str] = (), key: str = "file", are_p
 
     Args:
         uri: The file.
-        keep: Columns to carry along, as text.
+        needs: Columns that must be there, and are carried along as text.
+        keep: Columns that are carried along where they are there.
         key: What named the file, for messages.
         are_predictions: The labels were predicted, so that a negative may have spans: false alarms.
 
@@ -102,12 +110,13 @@ def read_dataset(uri: str, *, keep: Sequence[str] = (), key: str = "file", are_p
     except (pa.ArrowException, OSError) as error:
         first_line = str(error).partition("\n")[0]
         raise InputError(f"{key}: {uri} cannot be read: {first_line}") from None
-    _check_columns(columns, keep, f"{key}: {uri}")
+    _check_columns(columns, needs, f"{key}: {uri}")
+    carried = [*needs, *(name for name in keep if name in columns and name not in needs)]
     documents: list[Document] = []
     num_inexact = num_empty = 0
     for number, row in enumerate(rows):
         try:
-            document, inexact = _document(row, f"{path.stem}:{number}", keep)
+            document, inexact = _document(row, f"{path.stem}:{number}", carried)
             if document.negative_kind is not None and document.types and not are_predictions:
                 raise ValueError("it is marked as a negative, and has spans")
         except ValueError as error:
@@ -122,14 +131,14 @@ def read_dataset(uri: str, *, keep: Sequence[str] = (), key: str = "file", are_p
     return Dataset(uri, file_sha256(path), tuple(documents), num_inexact, num_empty)
 
 
-def _check_columns(columns: Sequence[str], keep: Sequence[str], where: str) -> None:
+def _check_columns(columns: Sequence[str], needs: Sequence[str], where: str) -> None:
     if ("text" not in columns and "tokens" not in columns) or ("spans" not in columns and "tags" not in columns):
         raise InputError(
             f"{where}: expected columns tokens and tags, or text and spans; the file has {', '.join(columns)}"
         )
     if "tags" in columns and "tokens" not in columns:
         raise InputError(f"{where}: column tags wants a column tokens beside it; the file has {', '.join(columns)}")
-    if missing := set(keep) - set(columns):
+    if missing := set(needs) - set(columns):
         raise InputError(f"{where}: no column {', '.join(sorted(missing))}; the file has {', '.join(columns)}")
 
 

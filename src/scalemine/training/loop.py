@@ -2,9 +2,10 @@
 
 A step is one *global* batch: its rows are shared out among the processes, each row's loss is summed, and the sum is
 divided by the number of items (words, for a tagger) in the whole batch, so neither the number of processes nor that of
-micro-batches changes what a step does, but for rounding. Everything random in a step is drawn from a generator seeded
-by (seed, step, process), and the order of an epoch by (seed, epoch); so a checkpoint needs no state of a generator, and
-a run that is continued in the middle of an epoch ends with the weights of one that was not interrupted.
+micro-batches changes what a step does, but for rounding and the draw of dropout. Everything random in a step is drawn
+from a generator seeded by (seed, step, process), and the order of an epoch by (seed, epoch); so a checkpoint needs no
+state of a generator, and a run that is continued in the middle of an epoch ends with the weights of one that was not
+interrupted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
@@ -35,7 +36,7 @@ from scalemine.training.network import Batch
 logger = logging.getLogger(__name__)
 
 STATE = "checkpoint.json"
-BEST = "best.safetensors"
+BEST = "best-{}.safetensors"
 MODEL, MOMENTS = "model.", "optimizer."
 
 
@@ -95,10 +96,11 @@ class Progress:
     item_sum: int = 0
     best: float = -1.0
     best_epoch: int = 0
+    best_file: str = ""
     seconds: float = 0.0
     skipped_steps: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
-    rates: list[float] = field(default_factory=list)
+    rates: list[tuple[int, list[float]]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class Fit:
     Args:
         best: The score of the best epoch.
         best_epoch: Which that was, from 1.
-        history: Per epoch: loss (mean per item), score, seconds, rows per second.
+        history: Per epoch: loss (mean per item), score, seconds.
         lr_check: Steps and learning rates planned and applied.
         seconds: Of all sessions of this fit.
     """
@@ -157,14 +159,19 @@ def fit(
     costs = task.costs()
     steps_per_epoch = math.ceil(len(costs) / plan.batch_size)
     num_steps = plan.epochs * steps_per_epoch
-    optimizer = torch.optim.AdamW(task.parameter_groups(), fused=accelerator.device.type in ("cpu", "cuda"))
-    base_rates = [float(group["lr"]) for group in optimizer.param_groups]
+    groups = task.parameter_groups()
+    base_rates = [float(group["lr"]) for group in groups]
+    # A fused step hides from the scaler of float16 that it was left out.
+    fused = accelerator.device.type in ("cpu", "cuda") and accelerator.scaler is None
+    optimizer = torch.optim.AdamW(groups, fused=fused)
     # By the number of the optimiser's step alone, so not prepared: a prepared one steps once per process.
     scheduler = LambdaLR(optimizer, lambda step: linear_rate(step, num_steps))
     model, prepared = accelerator.prepare(task.model, optimizer)
     progress = Progress()
     # What the optimiser really used, seen from inside of its steps.
-    optimizer.register_step_pre_hook(lambda used, *_: progress.rates.append(float(used.param_groups[0]["lr"])))
+    optimizer.register_step_pre_hook(
+        lambda used, *_: progress.rates.append((progress.step, [float(group["lr"]) for group in used.param_groups]))
+    )
     loop = _Loop(task, plan, folder, accelerator, model, prepared, optimizer, scheduler, progress)
     loop.restore()
     started = time.monotonic() - progress.seconds
@@ -182,44 +189,55 @@ def fit(
                 signals.raise_if_requested()
         loop.end_epoch(started)
         on_epoch(progress)
-    lr_check = check_rates(progress.rates, progress.skipped_steps, base_rates[0], num_steps, progress.step)
+    lr_check = check_rates(progress.rates, progress.skipped_steps, base_rates, num_steps, progress.step)
     loop.load_best()
+    if not progress.best:
+        logger.warning("the score never rose above 0: nothing that counts was learnt; try a higher train.head_lr")
     return Fit(progress.best, progress.best_epoch, progress.history, lr_check, round(progress.seconds, 3))
 
 
-def check_rates(rates: Sequence[float], skipped: int, base: float, num_steps: int, steps: int) -> dict[str, Any]:
-    """Compare the learning rates that the optimiser used with those planned, step by step.
+def check_rates(
+    rates: Sequence[tuple[int, Sequence[float]]],
+    skipped: int,
+    base_rates: Sequence[float],
+    num_steps: int,
+    steps: int,
+) -> dict[str, Any]:
+    """Compare the learning rates that the optimiser used with those planned, step by step and group by group.
 
     Args:
-        rates: What each optimiser step used.
+        rates: Of each optimiser step, its number and the rate of each group of parameters.
         skipped: Steps that a gradient scaler left out, after too large a number.
-        base: The learning rate at the start.
+        base_rates: The rate of each group at the start.
         num_steps: Steps of the schedule.
         steps: Steps that were made.
 
     Raises:
-        RunError: They differ, in number or in value.
+        RunError: They differ, in number or in value, or most steps were left out.
     """
-    planned = [base * linear_rate(step, num_steps) for step in range(steps)]
-    facts = {
-        "steps_planned": steps, "steps_applied": len(rates) + skipped, "schedule_steps": num_steps,
-        "first": rates[0] if rates else None, "last_planned": planned[-1] if planned else None,
-        "last_applied": rates[-1] if rates else None,
-        "skipped_steps": skipped,
-    }  # fmt: skip
-    if facts["steps_applied"] != steps:
+    if len(rates) + skipped != steps or 2 * skipped > steps:
         raise RunError(
-            f"the optimiser made {facts['steps_applied']} steps where {steps} were planned: these weights are not what "
-            f"the configuration says"
+            f"the optimiser made {len(rates)} steps and left out {skipped} where {steps} were planned: these weights "
+            f"are not what the configuration says"
         )
-    if not skipped:
-        for step, (wanted, used) in enumerate(zip(planned, rates, strict=True)):
-            if not math.isclose(wanted, used, rel_tol=1e-6, abs_tol=1e-12):
+    for step, used in rates:
+        for group, (base, rate) in enumerate(zip(base_rates, used, strict=True)):
+            planned = base * linear_rate(step, num_steps)
+            if not math.isclose(planned, rate, rel_tol=1e-6, abs_tol=1e-12):
                 raise RunError(
-                    f"learning rate at step {step}: planned {wanted:.3g}, applied {used:.3g}: these weights are not "
-                    f"what the configuration says"
+                    f"learning rate at step {step}, group {group} of parameters: planned {planned:.3g}, applied "
+                    f"{rate:.3g}: these weights are not what the configuration says"
                 )
-    return facts | {"equal": True}
+    return {
+        "equal": True,
+        "steps_planned": steps,
+        "steps_applied": len(rates),
+        "skipped_steps": skipped,
+        "schedule_steps": num_steps,
+        "groups": len(base_rates),
+        "first": list(rates[0][1]) if rates else None,
+        "last": list(rates[-1][1]) if rates else None,
+    }
 
 
 def _has_stalled(progress: Progress, plan: Plan) -> bool:
@@ -281,7 +299,8 @@ class _Loop:
         progress.epoch_step += 1
         progress.loss_sum += loss * num_items
         progress.item_sum += num_items
-        accelerator.log({"loss": loss, "lr": progress.rates[-1] if progress.rates else 0.0}, step=progress.step)
+        rate = progress.rates[-1][1][0] if progress.rates else 0.0
+        accelerator.log({"loss": loss, "lr": rate}, step=progress.step)
 
     def _refuse(self, what: str, rows: Sequence[int]) -> None:
         ids = ", ".join(self.task.ids(rows)[:32])
@@ -310,7 +329,9 @@ class _Loop:
         progress.seconds, progress.loss_sum, progress.item_sum = seconds, 0.0, 0
         if score > progress.best + (self.plan.min_delta if progress.best_epoch else 0.0):
             progress.best, progress.best_epoch = score, progress.epoch
-            self._write(self.folder / BEST, self._model_tensors())
+            # Named by its epoch, so that the checkpoint before keeps the weights that it speaks of.
+            progress.best_file = BEST.format(f"{progress.epoch:05}")
+            self._write(self.folder / progress.best_file, self._model_tensors)
         self.accelerator.log({"score": score, "epoch": progress.epoch}, step=progress.step)
         self.save()
 
@@ -318,35 +339,44 @@ class _Loop:
         state = self.accelerator.unwrap_model(self.model).state_dict()
         return {MODEL + name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
 
-    def _write(self, path: Path, tensors: Mapping[str, Tensor]) -> None:
+    def _write(self, path: Path, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
         if self.accelerator.is_main_process:
-            with write_whole(path) as temporary:
-                save_file(dict(tensors), temporary)
+            try:
+                with write_whole(path) as temporary:
+                    save_file(dict(tensors()), temporary)
+            except (OSError, SafetensorError) as error:
+                raise RunError(
+                    f"{path}: the checkpoint cannot be written ({error}); the one before it is kept: make "
+                    f"room and call again"
+                ) from error
 
     def save(self) -> None:
         """Write a checkpoint: tensors to a file of their own first, then the JSON file that names it."""
         progress = self.progress
         name = f"checkpoint-{progress.step:09}-{progress.epoch:05}.safetensors"
-        state = self.optimizer.state_dict()
-        moments = {
-            f"{MOMENTS}{index}.{key}": value.detach().cpu().contiguous()
-            for index, values in state["state"].items()
-            for key, value in values.items()
-        }
-        self._write(self.folder / name, self._model_tensors() | moments)
+        self._write(self.folder / name, lambda: self._model_tensors() | self._moments())
         if self.accelerator.is_main_process:
             scaler = self.accelerator.scaler
             facts = {
                 "tensors": name,
                 "progress": vars(progress),
+                "processes": self.accelerator.num_processes,
                 "scheduler_step": self.scheduler.last_epoch,
                 "scaler": scaler.state_dict() if scaler is not None else None,
             }
             write_json(self.folder / STATE, facts)
-            for old in self.folder.glob("checkpoint-*.safetensors"):
-                if old.name != name:
+            for old in [*self.folder.glob("checkpoint-*.safetensors"), *self.folder.glob(BEST.format("*"))]:
+                if old.name not in (name, progress.best_file):
                     old.unlink()
         self.accelerator.wait_for_everyone()
+
+    def _moments(self) -> dict[str, Tensor]:
+        """Return what AdamW remembers of each parameter."""
+        return {
+            f"{MOMENTS}{index}.{key}": value.detach().cpu().contiguous()
+            for index, values in self.optimizer.state_dict()["state"].items()
+            for key, value in values.items()
+        }
 
     def restore(self) -> None:
         """Go back to the last checkpoint, if there is one."""
@@ -366,12 +396,17 @@ class _Loop:
         self.scheduler.last_epoch = facts["scheduler_step"]
         for group, base in zip(self.optimizer.param_groups, self.scheduler.base_lrs, strict=True):
             group["lr"] = base * self.scheduler.lr_lambdas[0](facts["scheduler_step"])
+        if facts["processes"] != self.accelerator.num_processes:
+            logger.warning(
+                "started with %d processes, going on with %d: dropout is drawn otherwise than in an unbroken run",
+                facts["processes"], self.accelerator.num_processes,
+            )  # fmt: skip
         logger.info("going on from step %d (epoch %d)", self.progress.step, self.progress.epoch + 1)
 
     def load_best(self) -> None:
         """Give the model the weights of the best epoch."""
         self.accelerator.wait_for_everyone()
-        self._load_model(self.folder / BEST)
+        self._load_model(self.folder / self.progress.best_file)
 
     def _load_model(self, path: Path) -> None:
         model = self.accelerator.unwrap_model(self.model)

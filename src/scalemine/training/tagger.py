@@ -251,7 +251,7 @@ def card(config: dict[str, Any]) -> str:
         f"Finds spans of {', '.join(types)} in tweets. Trained by scalemine {config['version']}.",
         "",
         f"- words: {config['word_source']['description']}",
-        f"- training data: {config['training']['uri']}, {config['training']['tweets']} tweets, sha256 "
+        f"- training data: {config['training']['file']}, {config['training']['tweets']} tweets, sha256 "
         f"{config['training']['sha256']}",
         f"- epoch {config['training']['best_epoch']} of {config['training']['epochs']}, chosen on "
         f"{config['training']['chosen_on']}",

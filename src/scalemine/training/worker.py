@@ -1,32 +1,57 @@
-"""One of several processes of a run; started by ``runs`` through torch.distributed.run."""
+"""One of several processes of a run; started by ``runs``."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from scalemine.config import Config, InputError, RunError
 from scalemine.executor import Stopped, StopSignals
-from scalemine.store import read_json
-from scalemine.training.runs import plan_splits, read_data, train_split
+from scalemine.store import read_json, write_json
+from scalemine.training.runs import FAILURE, LOCK, STOPPED, plan_splits, read_data, train_split
 
 
 def main() -> None:
-    """Do this process's part of the run that a spec file describes."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    """Do this process's part of the run that a spec file describes; what is wrong is left in a file for the parent."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("scalemine").setLevel(logging.INFO if _is_main() else logging.ERROR)
     spec = read_json(Path(sys.argv[1]))
     config, folder = Config.model_validate(spec["config"]), Path(spec["folder"])
-    with StopSignals() as signals:
-        try:
+    try:
+        with StopSignals() as signals, _held(folder):
             data = read_data(config)
             [split] = [one for one in plan_splits(config, data.train) if one.fold == spec["fold"]]
             train_split(config, data, split, folder, signals=signals)
-        except Stopped:
-            (folder / "stopped").touch()
-        except (InputError, RunError) as error:
-            (folder / "failure.txt").write_text(str(error), encoding="utf-8")
-            raise
+    except Stopped:
+        (folder / STOPPED).touch()
+    except (InputError, RunError) as error:
+        write_json(folder / FAILURE, {"is_input": isinstance(error, InputError), "message": str(error)})
+        sys.exit(1)
+
+
+def _is_main() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Hold the run for these processes: they outlive the one that started them where that is killed."""
+    if not _is_main():
+        yield
+        return
+    try:
+        with FileLock(folder / LOCK, timeout=0):
+            yield
+    except Timeout:
+        raise InputError(
+            f"{folder}: processes of an earlier call are still at this run; wait for them, or end them"
+        ) from None
 
 
 if __name__ == "__main__":
