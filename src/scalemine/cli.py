@@ -239,8 +239,9 @@ def evaluate(
     tagger = load_tagger(model)
     scores = {}
     for dataset in datasets:
-        predicted = tagger.tag_words([document.words for document in dataset.documents])
-        scores[dataset.uri] = score_dataset(dataset, predicted, num_bootstrap=bootstrap)
+        words = [document.words for document in dataset.documents]
+        scored = score_dataset(dataset, tagger.tag_words(words), num_bootstrap=bootstrap)
+        scores[dataset.uri] = scored | {"num_cut": tagger.count_cut(words)}
     _print_scores(scores if len(scores) > 1 or not as_json else next(iter(scores.values())), scores, as_json)
 
 

@@ -325,3 +325,15 @@ def test_types_that_training_lacks_are_refused(tmp_path):
     )
     with pytest.raises(InputError, match="it has no spans at all"):
         check_types(of_types("calm"), [train])
+
+
+@pytest.mark.parametrize("kind", ["all", "no_gold"])
+def test_kinds_that_are_names_of_totals_are_refused(tmp_path, kind):
+    row = {"tokens": ["so", "hungry"], "tags": ["O", "O"], "is_negative": True, "label_source": kind}
+    assert_refused(write_parquet(tmp_path / "a.parquet", [row]), "is the name of a total")
+
+
+def test_columns_are_carried_where_they_are_there(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", [{"tokens": ["a"], "tags": ["O"], "event": "flood"}])
+    [document] = read_dataset(path, keep=["event", "user"]).documents
+    assert document.columns == {"event": "flood"}

@@ -75,7 +75,7 @@ def make_tagger(*, name=None, model="lstm_crf", crf="fast", seed=0, **train) -> 
             "frozen": options.freeze,
         }  # fmt: skip
     training = {
-        "uri": "sets/train_random.parquet", "sha256": "f" * 64, "tweets": 1_234, "seed": 42, "fold": 3, "epochs": 9,
+        "file": "sets/train_random.parquet", "sha256": "f" * 64, "tweets": 1_234, "seed": 42, "fold": 3, "epochs": 9,
         "best_epoch": 5, "chosen_on": "a dev part of the training folds",
     }  # fmt: skip
     metrics = {

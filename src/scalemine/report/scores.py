@@ -11,9 +11,9 @@ from rich.text import Text
 
 from scalemine.report.tables import MISSING, Cell, Column, Table, plain_name, print_table, whole
 from scalemine.store import Json
+from scalemine.training.metrics import ALL_NEGATIVES, NO_GOLD
 
 _FOLD = re.compile(r"-fold\d+$")
-_ALL, _NO_GOLD = "all", "no_gold"
 
 
 def print_runs(console: Console, results: Sequence[Json]) -> None:
@@ -41,7 +41,7 @@ def runs_table(name: str, runs: Sequence[Json]) -> Table:
     rows = []
     for key in dict.fromkeys(key for run in runs for key in run["metrics"]):
         scored = [run["metrics"][key] for run in runs if key in run["metrics"]]
-        alarms = [one["false_alarms"][_ALL]["per_1000"] for one in scored if _num_negatives(one)]
+        alarms = [one["false_alarms"][ALL_NEGATIVES]["per_1000"] for one in scored if _num_negatives(one)]
         measures = [[100 * one[measure] for one in scored] for measure in ("f1", "precision", "recall", "macro_f1")]
         rows.append((Cell(plain_name(key)), *(Cell(_mean(values)) for values in (*measures, alarms))))
     folds = f", mean ± standard deviation over {len(runs)} folds" if len(runs) > 1 else ""
@@ -50,7 +50,7 @@ def runs_table(name: str, runs: Sequence[Json]) -> Table:
 
 
 def _num_negatives(scores: Json) -> int:
-    return int(scores["false_alarms"].get(_ALL, {}).get("num_tweets", 0))
+    return int(scores["false_alarms"].get(ALL_NEGATIVES, {}).get("num_tweets", 0))
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -66,6 +66,8 @@ def print_scores(console: Console, name: str, scores: Json) -> None:
     for table in (conventions_table(name, scores), by_type, alarms_table(name, scores["false_alarms"])):
         if table.rows:
             print_table(console, table)
+    if scores.get("num_cut"):
+        console.print(Text(f"{whole(scores['num_cut'])} tweets are longer than the model reads, and O beyond that"))
 
 
 def conventions_table(name: str, scores: Json) -> Table:
@@ -109,7 +111,7 @@ def alarms_table(name: str, alarms: Mapping[str, Json]) -> Table:
         Column("per 1,000", "per 1,000"),
         Column("95 %", "95 %"),
     )
-    names = {_ALL: "negatives", _NO_GOLD: "all without a gold span"}
+    names = {ALL_NEGATIVES: "negatives", NO_GOLD: "all without a gold span"}
     rows = tuple(
         (
             Cell(names.get(kind, plain_name(kind))),

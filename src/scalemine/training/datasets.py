@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from scalemine.config import InputError
 from scalemine.store import file_sha256
 from scalemine.training.labels import CharSpan, Span, align, is_bio, tags_of_spans, type_of, word_offsets
+from scalemine.training.metrics import ALL_NEGATIVES, NO_GOLD
 
 # Endings of files with a word and its tag per line, tweets parted by empty lines.
 CONLL_ENDINGS = (".conll", ".iob", ".bio", ".txt", ".tsv")
@@ -119,6 +120,8 @@ def read_dataset(
             document, inexact = _document(row, f"{path.stem}:{number}", carried)
             if document.negative_kind is not None and document.types and not are_predictions:
                 raise ValueError("it is marked as a negative, and has spans")
+            if document.negative_kind in (ALL_NEGATIVES, NO_GOLD):
+                raise ValueError(f"label_source {document.negative_kind!r} is the name of a total; take another")
         except ValueError as error:
             raise InputError(f"{key}: {uri}, row {number} (id {row.get('id', number)!r}): {error}") from None
         num_inexact += inexact

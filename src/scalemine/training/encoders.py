@@ -6,6 +6,7 @@ Shapes: W words, D dimensions, V words of the table.
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from scalemine.training.vectors import lookup, lookup_forms, read_vectors
 from scalemine.training.words import PROBE, WordTokenizer
 
 # Padded tokens of one batch where nothing is learnt.
-BATCH_TOKENS = {"cpu": 4_096, "cuda": 32_768}
+BATCH_TOKENS = defaultdict(lambda: 4_096, cuda=32_768)
 _CACHE_TENSOR = "vectors_WD"
 
 
@@ -148,6 +149,8 @@ def load_transformer(
         raise InputError(f"train.encoder: {folder} lacks {len(missing)} of its weights, such as {missing[0]}")
     if set(tokenizer(" ".join(PROBE), add_special_tokens=False)["input_ids"]) <= {tokenizer.unk_token_id}:
         raise InputError(f"train.encoder: {folder} has no tokeniser, or one that knows none of {', '.join(PROBE)}")
+    if getattr(transformer.config, "is_encoder_decoder", False):
+        raise InputError(f"train.encoder: {folder} is an encoder with a decoder; take one that only encodes")
     most = max_positions(transformer)
     if max_length > most:
         raise InputError(f"train.max_length: {folder} reads at most {most} tokens, got {max_length}")

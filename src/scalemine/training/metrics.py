@@ -41,8 +41,8 @@ _WITH_INTERVAL: Final = ("f1", "precision", "recall", "macro_f1")
 _TAIL: Final = 0.025  # on either side of a 95 % interval
 _Z: Final = NormalDist().inv_cdf(1 - _TAIL)
 _DRAWS_PER_CHUNK: Final = 1 << 21
-_ALL_NEGATIVES: Final = "all"
-_NO_GOLD: Final = "no_gold"
+ALL_NEGATIVES: Final = "all"
+NO_GOLD: Final = "no_gold"
 
 
 def score(
@@ -279,8 +279,8 @@ def _false_alarms(counts_N3: NDArray[np.int64], negative_kinds: Sequence[str | N
         _check_kinds(negative_kinds, num_gold_N)
         for name in sorted({kind for kind in negative_kinds if kind is not None}):
             groups[name] = np.array([kind == name for kind in negative_kinds])
-        groups[_ALL_NEGATIVES] = np.array([kind is not None for kind in negative_kinds], np.bool_)
-    groups[_NO_GOLD] = num_gold_N == 0
+        groups[ALL_NEGATIVES] = np.array([kind is not None for kind in negative_kinds], np.bool_)
+    groups[NO_GOLD] = num_gold_N == 0
     return {name: _alarms(num_predicted_N[chosen_N]) for name, chosen_N in groups.items()}
 
 
@@ -288,7 +288,7 @@ def _check_kinds(negative_kinds: Sequence[str | None], num_gold_N: NDArray[np.in
     if len(negative_kinds) != len(num_gold_N):
         raise ValueError(f"{len(negative_kinds)} negative kinds for {len(num_gold_N)} tweets")
     for position, (kind, num_gold) in enumerate(zip(negative_kinds, num_gold_N.tolist(), strict=True)):
-        if kind in (_ALL_NEGATIVES, _NO_GOLD):
+        if kind in (ALL_NEGATIVES, NO_GOLD):
             raise ValueError(f"tweet {position}: a kind of negatives cannot be called {kind!r}")
         if kind is not None and num_gold:
             raise ValueError(f"tweet {position}: a negative ({kind!r}) with {num_gold} gold spans")

@@ -110,6 +110,11 @@ class Tagger(ModelHubMixin):  # type: ignore[misc]
                 tags[row] = [self.network.tags[tag] for tag in path[: inputs.num_words[row]]]
         return fill_up(tags, texts)
 
+    def count_cut(self, texts: Sequence[Sequence[str]]) -> int:
+        """Return of how many texts not all words are read, as they are too long."""
+        num_read = self.words.read(texts).num_words
+        return sum(read < len(words) for read, words in zip(num_read, texts, strict=True))
+
     def _device(self) -> torch.device:
         return next(self.network.parameters()).device
 
