@@ -30,6 +30,7 @@ def sentences(rows: list) -> list[Sentence]:
 def tagger(model: str, types: list[str], fine_tune: bool) -> SequenceTagger:
     """Return a tagger of the same layers: first subtoken, BiLSTM of 128 each way, CRF."""
     labels = Dictionary(add_unk=False)
+    labels.span_labels = True
     for name in types:
         labels.add_item(name)
     embeddings = TransformerWordEmbeddings(

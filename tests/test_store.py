@@ -235,3 +235,10 @@ def test_names_of_the_work_directory(tmp_path: Path) -> None:
         str(path.relative_to(tmp_path))
         for path in (workdir.negatives, workdir.distributions, workdir.manifest, workdir.report, workdir.sets)
     ] == ["negatives.parquet", "distributions.json", "manifest.json", "report.html", "sets"]
+
+
+def test_files_have_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
+    with write_whole(tmp_path / "a") as temporary:
+        temporary.touch(mode=0o600)
+    (tmp_path / "b").write_text("as others are written")
+    assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode

@@ -239,10 +239,14 @@ def evaluate(
     tagger = load_tagger(model)
     scores = {}
     for dataset in datasets:
+        if unknown := sorted(dataset.types - set(tagger.types)):
+            logging.getLogger("scalemine").warning(
+                "%s: the model knows no spans of type %s, and misses all of them", dataset.uri, ", ".join(unknown)
+            )
         words = [document.words for document in dataset.documents]
         scored = score_dataset(dataset, tagger.tag_words(words), num_bootstrap=bootstrap)
         scores[dataset.uri] = scored | {"num_cut": tagger.count_cut(words)}
-    _print_scores(scores if len(scores) > 1 or not as_json else next(iter(scores.values())), scores, as_json)
+    _print_scores(scores, scores, as_json)
 
 
 @app.command()

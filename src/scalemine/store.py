@@ -26,6 +26,16 @@ from scalemine.config import InputError
 Json = Any
 
 
+def _file_mode() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return 0o666 & ~mask
+
+
+# Of files that others may read: some libraries make theirs the owner's alone.
+FILE_MODE = _file_mode()
+
+
 @contextlib.contextmanager
 def write_whole(path: Path) -> Iterator[Path]:
     """Give a temporary path in the same folder; on success it is synced and takes the name ``path`` at once."""
@@ -35,6 +45,7 @@ def write_whole(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
+        temporary.chmod(FILE_MODE)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

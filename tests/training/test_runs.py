@@ -290,7 +290,8 @@ def test_a_stop_keeps_the_checkpoint(data, tmp_path, processes):
 STOPPER = """
 import os, signal, sys, time
 from pathlib import Path
-while not list(Path(sys.argv[1]).glob("runs/*/checkpoint.json")):
+until = time.monotonic() + 120
+while not list(Path(sys.argv[1]).glob("runs/*/checkpoint.json")) and time.monotonic() < until:
     time.sleep(0.05)
 os.kill(int(sys.argv[2]), signal.SIGTERM)
 """

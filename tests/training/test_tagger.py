@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 import scalemine
 from scalemine.config import EncoderConfig, InputError, TrainConfig
 from scalemine.models import precision_name
+from scalemine.store import FILE_MODE
 from scalemine.training import tagger as module
 from scalemine.training.encoders import load_words
 from scalemine.training.labels import spans_of_tags, tag_names, word_offsets
@@ -539,3 +540,23 @@ def test_a_tagger_computes_in_the_precision_that_it_was_trained_in(copied):
         source = config["word_source"] | {"precision": precision}
         (copied / "config.json").write_text(json.dumps(config | {"word_source": source}))
         assert load_tagger(copied).words.module.dtype == getattr(torch, precision)
+
+
+def test_what_is_not_read_is_said(copied, caplog):
+    tagger = load_tagger(copied)
+    with caplog.at_level("WARNING", logger="scalemine"):
+        tagger.tag(["short"])
+        assert not caplog.messages
+        tagger.tag(["short", "long " * 500])
+    assert caplog.messages == ["1 texts are longer than the tagger reads; beyond that no span is found"]
+
+
+def test_one_text_is_no_list_of_texts(copied):
+    with pytest.raises(ValueError, match="give \\[text\\]"):
+        load_tagger(copied).tag("a bus crashed")
+
+
+def test_others_may_read_the_files(copied):
+    for path in copied.rglob("*"):
+        if path.is_file():
+            assert path.stat().st_mode & 0o777 == FILE_MODE, path

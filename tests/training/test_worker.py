@@ -84,3 +84,13 @@ def test_a_stop_is_left_for_who_started_it(spec, monkeypatch):
     assert (folder / STOPPED).exists()
     assert read_result(folder) is None
     assert (folder / "checkpoint.json").exists()
+
+
+def test_stops_when_who_started_it_is_gone(monkeypatch):
+    asked = []
+    parents = iter([7, 7, 1])
+    monkeypatch.setattr(worker, "PARENT_SECONDS", 0)
+    monkeypatch.setattr(worker.os, "getppid", lambda: next(parents))
+    monkeypatch.setattr(worker.os, "kill", lambda *arguments: asked.append(arguments))
+    worker._stop_with_parent(7)
+    assert asked == [(worker.os.getpid(), worker.signal.SIGTERM)]

@@ -154,8 +154,8 @@ def plan_splits(config: Config, train: Dataset) -> list[Split]:
         for what, rows in (("to train on", split.train), ("to choose the epoch on", chooses)):
             if len(rows) and not any(documents[row].types for row in rows):
                 raise InputError(
-                    f"train.folds: {train.uri}, fold {split.fold}: no tweet {what} bears a span; take fewer folds, or "
-                    f"a larger train.dev_share"
+                    f"train.folds: {train.uri}, fold {split.fold}: no tweet {what} bears a span; take another "
+                    f"train.dev_share, train.fold_seed or number of folds"
                 )
     return splits
 

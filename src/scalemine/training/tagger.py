@@ -11,6 +11,7 @@ package or a hub provides is not copied but named, with the hash of its files.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -23,12 +24,14 @@ from safetensors.torch import load_file, save_file
 
 from scalemine.config import InputError
 from scalemine.models import MODEL_FILES, device_name, find_model, first_line, model_fingerprint, precision_name
-from scalemine.store import read_json, write_json, write_whole
+from scalemine.store import FILE_MODE, read_json, write_json, write_whole
 from scalemine.training.batches import prediction_batches, to_device
 from scalemine.training.encoders import BATCH_TOKENS, WordEncoder, load_transformer
 from scalemine.training.labels import spans_of_tags, word_offsets
 from scalemine.training.network import Shape, StaticWords, TaggerNetwork, TransformerWords
 from scalemine.training.tagging import fill_up
+
+logger = logging.getLogger(__name__)
 
 CONFIG, WEIGHTS, CARD, METRICS = "config.json", "model.safetensors", "README.md", "metrics.json"
 ENCODER, VECTORS, VOCABULARY = "encoder", "vectors.safetensors", "vocabulary.json"
@@ -81,10 +84,18 @@ class Tagger(ModelHubMixin):  # type: ignore[misc]
 
     @torch.inference_mode()
     def tag(self, texts: Sequence[str]) -> list[list[TaggedSpan]]:
-        """Return the spans of some texts, in order of their place."""
+        """Return the spans of some texts, in order of their place; those longer than is read give a warning.
+
+        Raises:
+            ValueError: ``texts`` is one text rather than several.
+        """
+        if isinstance(texts, str):
+            raise ValueError("expected several texts, got one; give [text]")
         offsets = [word_offsets(text) for text in texts]
         filled = [row for row, of_text in enumerate(offsets) if of_text]
         inputs = self.words.read([[texts[row][start:end] for start, end in offsets[row]] for row in filled])
+        if cut := sum(read < len(offsets[row]) for row, read in zip(filled, inputs.num_words, strict=True)):
+            logger.warning("%d texts are longer than the tagger reads; beyond that no span is found", cut)
         found: list[list[TaggedSpan]] = [[] for _ in texts]
         device = self._device()
         for rows in prediction_batches(inputs.costs, BATCH_TOKENS[device.type]):
@@ -233,6 +244,8 @@ def write_tagger(network: TaggerNetwork, words: WordEncoder, config: dict[str, A
         assert words.tokenizer is not None
         words.module.transformer.save_pretrained(folder / ENCODER, safe_serialization=True)
         words.tokenizer.save(folder / ENCODER)
+        for path in (folder / ENCODER).iterdir():
+            path.chmod(FILE_MODE)
     with write_whole(folder / CARD) as path:
         path.write_text(card(config), encoding="utf-8")
     write_json(folder / METRICS, config.get("metrics", {}))

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,11 +19,15 @@ from scalemine.executor import Stopped, StopSignals
 from scalemine.store import read_json, write_json
 from scalemine.training.runs import FAILURE, LOCK, STOPPED, plan_splits, read_data, train_split
 
+# How often a process looks whether the one that started it is still there.
+PARENT_SECONDS = 0.5
+
 
 def main() -> None:
     """Do this process's part of the run that a spec file describes; what is wrong is left in a file for the parent."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("scalemine").setLevel(logging.INFO if _is_main() else logging.ERROR)
+    threading.Thread(target=_stop_with_parent, args=(os.getppid(),), daemon=True).start()
     spec = read_json(Path(sys.argv[1]))
     config, folder = Config.model_validate(spec["config"]), Path(spec["folder"])
     try:
@@ -33,6 +40,13 @@ def main() -> None:
     except (InputError, RunError) as error:
         write_json(folder / FAILURE, {"is_input": isinstance(error, InputError), "message": str(error)})
         sys.exit(1)
+
+
+def _stop_with_parent(parent: int) -> None:
+    """Ask this process to stop, with a checkpoint, when the one that started it is gone."""
+    while os.getppid() == parent:
+        time.sleep(PARENT_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _is_main() -> bool:
