@@ -161,7 +161,7 @@ def bench_loop(corpus: pa.Table, positives: Path, class_column: str, folder: Pat
         loop = time.perf_counter() - started
         stream = folder / f"stream-{band}.parquet"
         # The published loop may take a tweet for several classes; ours takes it for one, so it needs more of them.
-        pq.write_table(corpus.slice(0, used * 5 // 4 + NUM_NEGATIVES * (3 if band == 1 else 1)), stream)
+        pq.write_table(corpus.slice(0, used * 5 // 4 + 3 * NUM_NEGATIVES), stream)
         config = Config.model_validate(
             {
                 "workdir": folder / f"loop-{band}",
