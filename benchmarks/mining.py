@@ -118,10 +118,18 @@ def bench_bands(rounds: int) -> None:
         shards = [stored[start : start + ROWS_PER_SHARD] for start in range(0, len(stored), ROWS_PER_SHARD)]
         with ThreadPoolExecutor(CORES, initializer=torch.set_num_threads, initargs=(1,)) as threads:
 
+            def count(part: list[np.ndarray], grid: np.ndarray = grid) -> np.ndarray:
+                total = count_steps(similarities(part[0], grid))
+                for shard in part[1:]:
+                    total += count_steps(similarities(shard, grid))
+                return total
+
             def band_pass(
-                shards: list[np.ndarray] = shards, grid: np.ndarray = grid, threads: ThreadPoolExecutor = threads
+                shards: list[np.ndarray] = shards,
+                count: Callable[[list[np.ndarray]], np.ndarray] = count,
+                threads: ThreadPoolExecutor = threads,
             ) -> None:
-                sum(threads.map(lambda shard: count_steps(similarities(shard, grid)), shards))
+                sum(threads.map(count, [shards[core::CORES] for core in range(CORES)]))
 
             torch.set_num_threads(CORES)
             times = [(seconds(tensor.sum), seconds(band_pass)) for _ in range(max(7, rounds))]
