@@ -224,6 +224,9 @@ def test_positives_lie_in_the_same_folds_whatever_negatives_there_are(data, tmp_
         return {train.documents[row].id: split.fold for split in plan_splits(one, train) for row in split.held_out}
 
     without, some, many = held_out("none", 0), held_out("some", 50), held_out("many", 300)
+    few = held_out("few", 2)  # fewer than folds
+    assert len(few) == 122
+    assert all(few[row["id"]] == without[row["id"]] for row in tweets)
     assert len(many) == 420
     for row in tweets:
         assert without[row["id"]] == some[row["id"]] == many[row["id"]]

@@ -61,7 +61,7 @@ GRACE_SECONDS = 2.0
 DEV, HELD_OUT, WHOLE = "dev", "held_out", "whole"
 # What passes between a run with several processes and who started it; hidden, as it is no result.
 SPEC, FAILURE, STOPPED, LOCK = ".spec.json", ".failure.json", ".stopped", ".run.lock"
-# What changes a run's place or pace, and not its result.
+# What changes a run's place or pace, and not its weights; the encoder is named by what it comes to.
 _INCIDENTAL = frozenset(
     {"name", "processes", "micro_batch", "device", "checkpoint_steps", "bootstrap", "test_sets", "test_uris"}
     | {"unseen_types", "encoder", "revision"}
@@ -197,23 +197,27 @@ class _Dealer:
     def deal(self, rows: NDArray[np.int64], deal: Deal, key: str) -> NDArray[np.int64]:
         """Return the part of each of some rows."""
         positives, negatives = rows[~self.is_negative_N[rows]], rows[self.is_negative_N[rows]]
-        part_of: dict[int, int] = {}
-        self._deal(positives, [self.group_of_positive[row] for row in positives.tolist()], deal, key, part_of)
-        of_group = {int(self.group_N[row]): part for row, part in part_of.items()}
-        alone = [row for row in negatives.tolist() if int(self.group_N[row]) not in of_group]
-        part_of |= {row: of_group[int(self.group_N[row])] for row in negatives.tolist() if row not in set(alone)}
-        self._deal(np.array(alone, np.int64), self.group_N[alone].tolist(), deal, key, part_of)
-        return np.array([part_of[row] for row in rows.tolist()])
-
-    def _deal(self, rows: NDArray[np.int64], groups: list[int], deal: Deal, key: str, part_of: dict[int, int]) -> None:
-        if not len(rows):
-            return
-        strata = [self.strata[row] for row in rows] if self.config.train.stratify else None
+        groups = [self.group_of_positive[row] for row in positives.tolist()]
         try:
-            parts = deal(len(rows), strata=strata, groups=groups, keys=[self.keys[row] for row in rows])
+            part_of = self._deal(positives, groups, deal)
         except ValueError as error:
             raise InputError(f"{key}: {error}; take fewer folds or another share, or group by less") from None
-        part_of.update(zip(rows.tolist(), parts.tolist(), strict=True))
+        of_group = {int(self.group_N[row]): part for row, part in part_of.items()}
+        near = of_group.keys() & set(self.group_N[negatives].tolist())
+        part_of |= {row: of_group[group] for row in negatives.tolist() if (group := int(self.group_N[row])) in near}
+        alone = np.array([row for row in negatives.tolist() if row not in part_of], np.int64)
+        try:
+            part_of |= self._deal(alone, self.group_N[alone].tolist(), deal)
+        except ValueError:  # too few to be shared out
+            part_of |= dict.fromkeys(alone.tolist(), 0)
+        return np.array([part_of[row] for row in rows.tolist()])
+
+    def _deal(self, rows: NDArray[np.int64], groups: list[int], deal: Deal) -> dict[int, int]:
+        if not len(rows):
+            return {}
+        strata = [self.strata[row] for row in rows] if self.config.train.stratify else None
+        parts = deal(len(rows), strata=strata, groups=groups, keys=[self.keys[row] for row in rows])
+        return dict(zip(rows.tolist(), parts.tolist(), strict=True))
 
 
 def _strata(document: Document) -> set[str]:
