@@ -73,8 +73,11 @@ def similarities(vectors_ND: NDArray[np.float16], grid_KD: NDArray[np.float32]) 
 
 def count_steps(steps_NK: NDArray[np.int16]) -> NDArray[np.int64]:
     """Return the histogram ``(K, B)`` of similarities ``(N, K)``; each row sums to N."""
-    shifted_NK = steps_NK.astype(np.int32) + STEPS_PER_UNIT
-    return np.stack([np.bincount(column, minlength=NUM_STEPS) for column in shifted_NK.T]).astype(np.int64)
+    num_classes = steps_NK.shape[1]
+    # One count over all classes, each with bins of its own: half the time of a count per class.
+    bins_KN = steps_NK.T.astype(np.int64)
+    bins_KN += (np.arange(num_classes) * NUM_STEPS + STEPS_PER_UNIT)[:, None]
+    return np.bincount(bins_KN.ravel(), minlength=num_classes * NUM_STEPS).reshape(num_classes, NUM_STEPS)
 
 
 @functools.cache
