@@ -85,6 +85,8 @@ class PositivesConfig(Section):
     class_name: str = Field("class_name", description="column of the class")
     id: str = Field("id", description="column of the identifier; row numbers where the file has no such column")
     spans: str = Field("spans", description="column of the gold spans, carried into the sets where it exists")
+    event: str = Field("event", description="column of the event, where it exists; see guard")
+    time: str = Field("time", description="column of the time, where it exists; see guard")
     classes: tuple[str, ...] | None = Field(None, description="the classes to mine for; None: all in the file")
     min_per_class: int = Field(2, ge=1, description="fewer positives than this make no anchor")
 
@@ -109,16 +111,94 @@ class EncoderConfig(Section):
         return known_normaliser(value)
 
 
+Strategy = Literal[
+    "sigma_bands", "quantile_bands", "random", "rank", "margin", "simans", "hardness", "confusable", "clusters", "model"
+]
+# Strategies that fill bands; the others take one kind of negative.
+SIGMA_BANDED = ("sigma_bands", "clusters")
+BANDED = (*SIGMA_BANDED, "quantile_bands")
+PER_POSITIVE = ("rank", "margin", "simans")
+
+
 class MiningConfig(Section):
     """How negatives are graded and chosen."""
 
-    strategy: Literal["sigma_bands"] = "sigma_bands"
+    strategy: Strategy = Field(
+        "sigma_bands", description="which tweets become negatives; see scalemine.mining.strategies"
+    )
+    query: Literal["anchor", "positive"] = Field(
+        "anchor", description="what a tweet's score is its cosine to: the class's anchor, or each positive by itself"
+    )
     fit: Literal["exact", "sample"] = Field("exact", description="moments of the whole corpus, or of a sample")
     sample_size: int = Field(3_000, ge=30, description="rows of the sample: of the fit, and of the forecast")
     tails: Literal["both", "upper"] = "both"
     per_class: int | Literal["match"] = Field("match", description="negatives per class and band; match: its positives")
     bands: tuple[Literal[1, 2, 3, 4], ...] = Field((1, 2, 3), min_length=1, description="4: beyond three sigma")
     weak_auc: float = Field(0.8, ge=0.5, le=1, description="an anchor below this AUC is warned about")
+    near_duplicate: float | None = Field(
+        0.95, gt=0, le=1, description="of negatives with at least this cosine one is taken; None: all"
+    )
+
+    quantiles: tuple[float, float, float] = Field(
+        (0.8413, 0.9772, 0.9987), description="upper edges of bands 1 to 3, of quantile_bands; mirrored for both tails"
+    )
+    rank_min: int = Field(0, ge=0, description="nearest tweets that are passed over: by rank, or for each positive")
+    rank_max: int = Field(
+        100, ge=1, description="nearest tweets that are considered, of each positive; of rank, also of an anchor"
+    )
+    sampling: Literal["top", "random"] = Field(
+        "top", description="order inside the window or margin: nearest first, or drawn"
+    )
+    absolute_margin: float | None = Field(
+        None, ge=0, le=2, description="cosine to stay below that of the positive, of margin"
+    )
+    relative_margin: float | None = Field(
+        0.05, ge=0, lt=1, description="share to stay below the positive's cosine, of margin"
+    )
+    positive_quantile: float = Field(
+        0.25,
+        ge=0,
+        le=1,
+        description="which of its positives' cosines stands for the positive, where the query is the anchor",
+    )
+    half_width: float = Field(0.1, gt=0, le=2, description="of simans: a cosine so far from the peak weighs half")
+    offset: float = Field(0.0, ge=-2, le=2, description="of simans: how far the peak lies below the positive's cosine")
+    hardness: float = Field(
+        1.0, ge=0, description="of hardness: a tweet one sigma nearer weighs e to this times as much"
+    )
+    confusable_z: float = Field(1.0, description="of confusable: least z to the class")
+    confusable_margin: float = Field(1.0, ge=0, description="of confusable: how much larger the z to another class is")
+    clusters: int = Field(64, ge=2, description="of clusters: into how many the corpus is parted")
+    cluster_positives: float = Field(
+        0.5, gt=0, le=1, description="of clusters: one with a larger share of positives among the probe is skipped"
+    )
+    model: str | None = Field(
+        None, description="of model: a trained tagger, or Parquet with id, score and perhaps class_name"
+    )
+    pool: int = Field(5_000, ge=1, description="of model: tweets that the tagger reads, drawn from those of z above 1")
+    generators: tuple[str, ...] = Field(
+        (), description="further encoders that propose candidates; each, and encoder.model, has an equal share"
+    )
+
+    _lists = field_validator("generators", mode="before")(_as_list)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MiningConfig:
+        if self.rank_min >= self.rank_max:
+            raise ValueError(f"mining.rank_min: expected less than rank_max ({self.rank_max}); got {self.rank_min}")
+        if list(self.quantiles) != sorted(set(self.quantiles)) or not 0.5 < self.quantiles[0] < self.quantiles[2] < 1:
+            raise ValueError(
+                f"mining.quantiles: expected three rising numbers between 0.5 and 1; got {list(self.quantiles)}"
+            )
+        if self.strategy == "margin" and self.absolute_margin is None and self.relative_margin is None:
+            raise ValueError("mining.strategy: margin wants mining.absolute_margin or mining.relative_margin")
+        if self.strategy == "model" and not self.model:
+            raise ValueError("mining.strategy: model wants mining.model, a trained tagger or a Parquet file of scores")
+        if self.query == "positive" and self.strategy not in PER_POSITIVE:
+            raise ValueError(
+                f"mining.query: positive goes with {', '.join(PER_POSITIVE)}; got strategy {self.strategy}"
+            )
+        return self
 
     @field_validator("per_class")
     @classmethod
@@ -135,10 +215,45 @@ class MiningConfig(Section):
         return tuple(sorted(value))
 
 
+class GuardConfig(Section):
+    """How true positives are kept out of the negatives."""
+
+    max_false_negative: float | None = Field(
+        None, gt=0, lt=1, description="largest probability of being a positive; None: estimated, nothing is dropped"
+    )
+    review_below: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="what is above the budget and below this goes to review.parquet, the rest is dropped",
+    )
+    prior: float | None = Field(
+        None, gt=0, lt=1, description="share of positives in the corpus; None: estimated from above"
+    )
+    neighbours: int = Field(20, ge=1, description="nearest positives whose mean cosine counts")
+    sample_size: int = Field(2_000, ge=100, description="tweets of the corpus in each of five strata of difficulty")
+    rescorer: str | None = Field(None, description="a cross-encoder (hub id or folder) whose score counts too")
+    event: str | None = Field(
+        None, description="column of the event in corpus.keep; none of a positive's event is taken"
+    )
+    time: str | None = Field(None, description="column of the time in corpus.keep; see hours")
+    hours: float = Field(24.0, gt=0, description="no negative is taken so near in time to a positive of its class")
+
+
 class SetsConfig(Section):
     """Training and test sets."""
 
     random_plus_ratio: int = Field(10, ge=1, description="random negatives per positive in test_random_plus")
+    mix: dict[str, float] = Field(
+        {}, description="shares of kinds of negatives, such as {random: 0.5, 3s: 0.5}: train_mix, test_mix"
+    )
+
+    @field_validator("mix")
+    @classmethod
+    def _shares(cls, value: dict[str, float]) -> dict[str, float]:
+        if value and (min(value.values()) <= 0 or abs(sum(value.values()) - 1) > 1e-6):
+            raise ValueError(f"expected positive shares that add up to 1; got {value}")
+        return value
 
 
 class TrainConfig(Section):
@@ -262,6 +377,7 @@ class Config(Section):
     positives: PositivesConfig = PositivesConfig()
     encoder: EncoderConfig = EncoderConfig()
     mining: MiningConfig = MiningConfig()
+    guard: GuardConfig = GuardConfig()
     sets: SetsConfig = SetsConfig()
     train: TrainConfig = TrainConfig()
     tracking: Literal["none", "tensorboard", "wandb", "mlflow"] = Field("none", description="where training is logged")

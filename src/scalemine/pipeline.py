@@ -11,8 +11,8 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from scalemine.config import Config, InputError
+from scalemine import scores
+from scalemine.config import SIGMA_BANDED, Config, InputError
 from scalemine.corpus import Corpus, check_import, import_corpus, open_corpus
+from scalemine.decisions import Decision, read_decisions
 from scalemine.executor import Executor, InlineExecutor, ShowProgress, StopSignals, num_cores, silent, threads_of_worker
 from scalemine.mining import anchors as anchors_module
 from scalemine.mining import distributions, negatives, sets
 from scalemine.mining.anchors import Anchors, Positives, check_classes, make_anchors, read_positives
+from scalemine.mining.candidates import Scored, View
 from scalemine.mining.embeddings import (
     Embeddings,
     Similarities,
@@ -37,9 +40,12 @@ from scalemine.mining.embeddings import (
     write_quarantine,
 )
 from scalemine.mining.encoder import Encoder, encoder_settings, load_encoder
+from scalemine.mining.events import columns_of
+from scalemine.mining.mine import ScoredCorpus, mine, texts_of
 from scalemine.mining.probe import Probe, load_probe, probe_size, store_probe
 from scalemine.mining.sampling import sample_corpus
-from scalemine.mining.similarity import SimilarityDistribution, anchor_grid, describe
+from scalemine.mining.similarity import anchor_grid
+from scalemine.mining.strategies import kinds
 from scalemine.store import Stage, Workdir, file_sha256, fingerprint, open_stage, read_json, write_json, write_whole
 
 logger = logging.getLogger(__name__)
@@ -84,6 +90,10 @@ class Run:
         return load_encoder(
             self.config.encoder, precision="float32", threads=self.config.compute.threads or num_cores()
         )
+
+    def encode_exactly(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return the float32 embeddings of texts."""
+        return self.float32_encoder.encode_texts(texts)
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -138,24 +148,17 @@ def run_mine(run: Run) -> pa.Table:
     """Go the whole way from the corpus to negatives and sets; return the negatives."""
     config = run.config
     positives, test = _read_positives(config)
-    _ = run.settings  # a model that is not there is said before the work begins
+    generators = [_generator(run, model) for model in config.mining.generators]
+    for each in (run, *generators):
+        _ = each.settings  # a model that is not there is said before the work begins
     corpus = run_import(run)
-    anchors, anchors_print = _anchors(run, positives)
-    wanted = negatives.quotas(config.mining, positives, test)
-    probe = _probe(run, corpus, anchors)
-    _forecast(run, corpus, probe, anchors, wanted)
-    embeddings = _open_embeddings(run, corpus) if config.encoder.keep_embeddings else None
-    scored = _open_similarities(run, corpus, anchors_print)
-    grid_KD = anchor_grid(anchors.vectors_KD)
-    # What is encoded now is scored as it is encoded; what was encoded before, from its embeddings.
-    _encode(run, corpus, embeddings, (scored, grid_KD))
-    if embeddings and scored.missing():
-        with run.timed("similarities"):
-            score_corpus(embeddings, scored, grid_KD, run.executor)
-    stage = _open_mined(run, scored, test)
+    _check_columns(config, corpus)
+    corpora = [_score(run, corpus, positives, negatives.quotas(config.mining, positives, test))]
+    corpora += [_score(generator, corpus, positives, None) for generator in generators]
+    stage = _open_mined(run, [one.view.similarities for one in corpora], positives, test)
     if stage.manifest(run.workdir.negatives) is None:
         with run.timed("negatives"):
-            _mine(run, stage, scored, anchors, probe, wanted, positives, test)
+            _mine(run, stage, corpora, positives, test)
     mined = read_json(stage.file("mined.json"))
     run.facts["mined"] = mined
     for message in mined["warnings"]:
@@ -167,6 +170,50 @@ def run_mine(run: Run) -> pa.Table:
         # With the same configuration, --redo discards nothing.
         logger.info("already finished; nothing to do (to mine otherwise, change the configuration and add --redo)")
     return table
+
+
+def _generator(run: Run, model: str) -> Run:
+    """Return the run of a further encoder: it shares the corpus, and keeps the rest in a folder of its own."""
+    encoder = run.config.encoder.model_copy(update={"model": model, "revision": None, "max_length": None})
+    workdir = run.workdir.generator(model)
+    return replace(run, config=run.config.model_copy(update={"encoder": encoder, "workdir": workdir}), facts={})
+
+
+def _score(run: Run, corpus: Corpus, positives: Positives, wanted: dict[tuple[str, str], int] | None) -> ScoredCorpus:
+    """Score the corpus with an encoder: anchors, probe, embeddings, similarities.
+
+    Args:
+        run: Of the encoder.
+        corpus: The corpus.
+        positives: Of training.
+        wanted: How many negatives the bands are to give, to be forecast; None: nothing is forecast.
+    """
+    anchors, anchors_print = _anchors(run, positives)
+    probe = _probe(run, corpus, anchors)
+    if wanted is not None:
+        _forecast(run, corpus, probe, anchors, wanted)
+    embeddings = _open_embeddings(run, corpus) if run.config.encoder.keep_embeddings else None
+    scored = _open_similarities(run, corpus, anchors_print)
+    grid_KD = anchor_grid(anchors.vectors_KD)
+    # What is encoded now is scored as it is encoded; what was encoded before, from its embeddings.
+    _encode(run, corpus, embeddings, (scored, grid_KD))
+    if embeddings and scored.missing():
+        with run.timed("similarities"):
+            score_corpus(embeddings, scored, grid_KD, run.executor)
+    columns = columns_of(run.config.guard)
+    encode = run.encode_exactly
+    view = View(scored, anchors, {}, encode, probe.margin(anchors), embeddings, columns)
+    return ScoredCorpus(run.config.encoder.model, view, probe)
+
+
+def _check_columns(config: Config, corpus: Corpus) -> None:
+    """Raise InputError where the guard is to look at a column that the corpus does not have."""
+    known = corpus.columns
+    for column in columns_of(config.guard):
+        if column not in known:
+            raise InputError(
+                f"guard: the corpus has no column {column!r}, only {', '.join(known)}; carry it along by corpus.keep"
+            )
 
 
 def check_embed(config: Config) -> None:
@@ -197,8 +244,10 @@ def check_mine(config: Config) -> None:
     _open_probe(run, corpus)
     if config.encoder.keep_embeddings:
         _open_embeddings(run, corpus)
-    scored = _open_similarities(run, corpus, anchors.fingerprint)
-    mined = _open_mined(run, scored, test)
+    scored = [_open_similarities(run, corpus, anchors.fingerprint)]
+    for generator in (_generator(run, model) for model in config.mining.generators):
+        scored.append(_open_similarities(generator, corpus, _open_anchors(generator).fingerprint))
+    mined = _open_mined(run, scored, positives, test)
     _open_sets(run, mined, positives, test)
 
 
@@ -229,15 +278,25 @@ def _open_similarities(run: Run, corpus: Corpus, anchors_print: str) -> Similari
     return Similarities(stage, corpus)
 
 
-def _open_mined(run: Run, scored: Similarities, test: Positives | None) -> Stage:
-    settings = {f"mining.{key}": value for key, value in run.config.mining.model_dump().items()} | {
-        "seed": run.config.seed
-    }
+def _open_mined(run: Run, scored: list[Similarities], positives: Positives, test: Positives | None) -> Stage:
+    config = run.config
+    settings = {f"mining.{key}": value for key, value in config.mining.model_dump().items()}
+    settings |= {f"guard.{key}": value for key, value in config.guard.model_dump().items()} | {"seed": config.seed}
+    decided = sorted((key.hex(), decision) for key, decision in _decisions(run).items())
     inputs = {
-        "similarities": scored.stage.fingerprint,
+        "similarities": [one.stage.fingerprint for one in scored],
         "positives.test_uri": fingerprint(test.table.to_pylist()) if test else None,
+        "positives.event, time": fingerprint(positives.table.select(["event", "time"]).to_pylist()),
+        "mining.model": scores.fingerprint_of(config.mining.model) if config.mining.model else None,
+        "decisions.jsonl": f"{len(decided)} decisions, {fingerprint(decided)}" if decided else None,
     }
-    return run.open_stage(run.workdir.mined, version=1, settings=settings, inputs=inputs)
+    return run.open_stage(run.workdir.mined, version=2, settings=settings, inputs=inputs)
+
+
+def _decisions(run: Run) -> dict[bytes, str]:
+    """Return what a review decided: yes, or no."""
+    every = read_decisions(run.workdir.decisions)
+    return {key: decision for key, decision in every.items() if decision in (Decision.yes, Decision.no)}
 
 
 def _open_anchors(run: Run) -> Stage:
@@ -285,9 +344,11 @@ def _probe(run: Run, corpus: Corpus, anchors: Anchors) -> Probe:
     return probe
 
 
-def _forecast(run: Run, corpus: Corpus, probe: Probe, anchors: Anchors, wanted: dict[tuple[str, int], int]) -> None:
-    """Say before the corpus is encoded which bands cannot be filled from it."""
-    forecasts = distributions.forecast(probe.distributions(anchors), wanted, corpus.num_rows, run.config.mining.tails)
+def _forecast(run: Run, corpus: Corpus, probe: Probe, anchors: Anchors, wanted: dict[tuple[str, str], int]) -> None:
+    """Say before the corpus is encoded which bands of sigma cannot be filled from it."""
+    band_of = kinds(run.config.mining) if run.config.mining.strategy in SIGMA_BANDED else {}
+    of_bands = {(name, band): count for (name, kind), count in wanted.items() if (band := band_of.get(kind))}
+    forecasts = distributions.forecast(probe.distributions(anchors), of_bands, corpus.num_rows, run.config.mining.tails)
     run.facts["forecast"] = [forecast.as_dict() for forecast in forecasts]
     run.on_forecast(forecasts)
 
@@ -321,88 +382,39 @@ def _encode(
         )
 
 
-def _mine(
-    run: Run, stage: Stage, scored: Similarities, anchors: Anchors, probe: Probe,
-    wanted: dict[tuple[str, int], int], positives: Positives, test: Positives | None,
-) -> None:  # fmt: skip
-    """Fit, choose, verify, and write distributions.json, negatives.parquet and what the report needs."""
-    config = run.config.mining
-    measured = distributions.measure(scored, anchors.class_names, run.executor)
-    rows, normals = _fit(run, measured, anchors, probe)
-    available: dict[tuple[str, int], int] = {
-        (row["class_name"], band): row["band_counts"][str(band)] for row in rows for band in config.bands
-    }
-    mined = negatives.mine_negatives(
-        scored, anchors, normals, config,
-        wanted=wanted, available=available, exclude=_texts(positives, test), encode=run.float32_encoder.encode_texts,
-        margin=probe.margin(anchors), seed=run.config.seed, executor=run.executor,
+def _mine(run: Run, stage: Stage, corpora: list[ScoredCorpus], positives: Positives, test: Positives | None) -> None:
+    """Choose, and write distributions.json, negatives.parquet, review.parquet and what the report needs."""
+    config = run.config
+    scored: list[Scored] = []
+    if config.mining.strategy == "model":
+        with run.show("score", None) as advance:
+            scored = scores.score_candidates(config, corpora[0], run.executor, on_rows=advance)
+    mined = mine(
+        config, corpora, positives, test, decisions=_decisions(run), scored=scored, threads=run.threads,
+        executor=run.executor,
     )  # fmt: skip
-    found = dict.fromkeys(wanted, 0)
-    for row in mined.table.select(["class_name", "band"]).to_pylist():
-        found[row["class_name"], row["band"]] += 1
-    warnings = distributions.weak_anchor_warnings(rows, config)
-    warnings += [
-        f"{name}, band {band}: {found[name, band]} of {wanted[name, band]} negatives found; "
-        f"the corpus holds {available[name, band]} tweets there"
-        for name, band in wanted
-        if found[name, band] < wanted[name, band]
-    ]
-    write_json(run.workdir.distributions, rows)
+    write_json(run.workdir.distributions, mined.distributions)
     for path, table in (
-        (stage.file("histograms.parquet"), distributions.histogram_table(measured)),
-        (run.workdir.negatives, mined.table),
+        (stage.file("histograms.parquet"), distributions.histogram_table(mined.measured)),
+        (run.workdir.review, mined.negatives.review),
+        (run.workdir.negatives, mined.negatives.table),
     ):
         with write_whole(path) as temporary:
             pq.write_table(table, temporary, compression="zstd")
-    yields = [
-        {
-            "class_name": name,
-            "band": band,
-            "quota": wanted[name, band],
-            "available": available[name, band],
-            "found": count,
-        }
-        for (name, band), count in found.items()
-    ]
     summary = {
-        "yield": yields,
-        "passed_over": mined.passed_over,
-        "verified": mined.num_candidates,
-        "warnings": warnings,
+        "yield": mined.yields,
+        "passed_over": mined.negatives.passed_over,
+        "verified": mined.negatives.num_candidates,
+        "guard": mined.guard,
+        "review": mined.negatives.review.num_rows,
+        "warnings": mined.warnings,
     }
     write_json(stage.file("mined.json"), summary)
-    stage.commit(run.workdir.negatives, rows=mined.table.num_rows)
-
-
-def _fit(
-    run: Run, measured: list[SimilarityDistribution], anchors: Anchors, probe: Probe
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the rows of distributions.json and the fitted normal per class."""
-    config = run.config.mining
-    fitted = measured
-    if config.fit == "sample":
-        fitted = probe.distributions(anchors)
-    positive_steps = distributions.positive_steps(anchors)
-    normals = {one.class_name: distributions.fit(one) for one in fitted}
-    rows = [
-        describe(
-            whole,
-            normals[whole.class_name],
-            fit={"method": config.fit, "rows": part.count},
-            tails=config.tails,
-            positive_steps=positive_steps[whole.class_name],
-        )
-        for whole, part in zip(measured, fitted, strict=True)
-    ]
-    return rows, normals
-
-
-def _texts(positives: Positives, test: Positives | None) -> list[str]:
-    return [text for group in (positives, test) if group for text in group.table["text"].to_pylist()]
+    stage.commit(run.workdir.negatives, rows=mined.negatives.table.num_rows)
 
 
 def _open_sets(run: Run, mined: Stage, positives: Positives, test: Positives | None) -> Stage:
-    settings = {"sets.random_plus_ratio": run.config.sets.random_plus_ratio}
+    settings = {f"sets.{key}": value for key, value in run.config.sets.model_dump().items()}
     spans = fingerprint([group.table["spans"].to_pylist() for group in (positives, test) if group])
     inputs = {"mined": mined.fingerprint, "positives.spans": spans}
     return run.open_stage(run.workdir.sets, version=1, settings=settings, inputs=inputs)
@@ -417,14 +429,17 @@ def _sets(
     if not described or any(stage.manifest(stage.file(f"{row['name']}.parquet")) is None for row in described):
         with run.timed("sets"):
             size = sets.num_random(positives.table.num_rows, test.table.num_rows if test else 0, ratio)
-            texts = _texts(positives, test)
+            texts = texts_of(positives, test)
             # Some of the sample will be copies of what is already used.
             sample = sample_corpus(
                 corpus, size + len(texts) + table.num_rows + size // 4,
                 seed=run.config.seed, purpose="random", executor=run.executor,
             )  # fmt: skip
             usable = sets.usable_random(sample, table, texts)[:size]
-            made = sets.make_sets(positives, test, table, usable, bands=run.config.mining.bands, ratio=ratio)
+            made = sets.make_sets(
+                positives, test, table, usable, kinds=list(kinds(run.config.mining)), ratio=ratio,
+                mix=run.config.sets.mix,
+            )  # fmt: skip
             sets.write_sets(made, stage)
             write_json(stage.file("sets.json"), sets.describe(made, ratio))
     run.facts["sets"] = read_json(stage.file("sets.json"))
@@ -468,6 +483,8 @@ def write_manifest(run: Run, corpus: Corpus) -> None:
         "yield": mined.get("yield"),
         "rejected_candidates": mined.get("passed_over"),
         "verified_candidates": mined.get("verified"),
+        "guard": mined.get("guard"),
+        "to_review": mined.get("review"),
         "sets": run.facts.get("sets"),
         # Those of mining, where this call did not mine.
         "warnings": run.warnings if "mined" in run.facts else before.get("warnings", run.warnings),

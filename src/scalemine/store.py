@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import socket
 import time
@@ -203,6 +204,10 @@ class Workdir:
     def mined(self) -> Path:
         """Folder that says with what the negatives were mined."""
         return self.root / "mined"
+
+    def generator(self, model: str) -> Path:
+        """Folder of a further encoder's anchors, probe, embeddings and similarities."""
+        return self.root / "generators" / (re.sub(r"\W+", "-", model).strip("-") + "-" + fingerprint(model)[:6])
 
     @property
     def distributions(self) -> Path:

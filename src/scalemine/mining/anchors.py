@@ -34,7 +34,8 @@ class Positives:
     """Labelled tweets.
 
     Args:
-        table: Columns id, text, class_name (strings) and spans (character offsets; null where the file has none).
+        table: Columns id, text, class_name (strings), spans (character offsets), event and time (strings); the last
+            three null where the file has none.
     """
 
     table: pa.Table
@@ -69,6 +70,9 @@ def read_positives(uri: str, config: PositivesConfig, *, key: str = "positives.u
     if columns["id"] is None:
         columns["id"] = pa.chunked_array([pa.array([f"{Path(uri).stem}:{row}" for row in range(table.num_rows)])])
     columns["spans"] = _spans(table, config.spans, uri)
+    for name, column in (("event", config.event), ("time", config.time)):
+        known = column in table.column_names
+        columns[name] = _column(table, column, uri, f"positives.{name}") if known else _no_texts(table.num_rows)
     positives = pa.table(columns)
     usable = pc.and_(
         pc.greater(pc.utf8_length(pc.utf8_trim_whitespace(pc.fill_null(positives["text"], ""))), 0),
@@ -179,6 +183,10 @@ def _column(table: pa.Table, name: str, uri: str, key: str = "positives.id") -> 
         raise InputError(f"{key}: column {name!r} of {uri} holds {column.type} that is not UTF-8 text") from None
 
 
+def _no_texts(num_rows: int) -> pa.ChunkedArray:
+    return pa.chunked_array([pa.nulls(num_rows, pa.string())])
+
+
 def _spans(table: pa.Table, name: str, uri: str) -> pa.ChunkedArray:
     if name not in table.column_names:
         return pa.chunked_array([pa.nulls(table.num_rows, SPANS)])
@@ -204,6 +212,7 @@ class Anchors:
         positive_ids: M identifiers.
         positive_class_M: Index of each positive's class.
         positives_MD: Embeddings of the positives, rows of length 1.
+        positive_texts: Their texts.
     """
 
     class_names: tuple[str, ...]
@@ -211,6 +220,7 @@ class Anchors:
     positive_ids: tuple[str, ...]
     positive_class_M: NDArray[np.int64]
     positives_MD: FloatArray
+    positive_texts: tuple[str, ...]
 
     def leave_one_out_steps(self, class_index: int) -> NDArray[np.int16]:
         """Return S_an of each positive of a class to the anchor of the others, in steps of 2^-15.
@@ -231,12 +241,13 @@ def make_anchors(positives: Positives, encoder: Encoder) -> Anchors:
     Source: Zhang, Lo and Win Myint (2023), "Calculate anchor vector".
     """
     names = positives.class_names
-    vectors_MD = encoder.encode_texts(positives.table["text"].to_pylist())
+    texts = tuple(positives.table["text"].to_pylist())
+    vectors_MD = encoder.encode_texts(texts)
     class_M = np.array([names.index(name) for name in positives.table["class_name"].to_pylist()])
     means_KD = np.stack([vectors_MD[class_M == index].astype(np.float64).mean(axis=0) for index in range(len(names))])
     means_KD /= np.linalg.norm(means_KD, axis=1, keepdims=True)
     ids = tuple(positives.table["id"].to_pylist())
-    return Anchors(tuple(names), means_KD.astype(np.float32), ids, class_M, vectors_MD)
+    return Anchors(tuple(names), means_KD.astype(np.float32), ids, class_M, vectors_MD, texts)
 
 
 def store_anchors(anchors: Anchors, positives: Positives, stage: Stage) -> None:
@@ -257,9 +268,11 @@ def load_anchors(stage: Stage) -> Anchors | None:
     labels = table["class_name"].to_pylist()
     names = sorted(set(labels))
     class_M = np.array([names.index(label) for label in labels])
-    return Anchors(tuple(names), tensors["anchors"], tuple(table["id"].to_pylist()), class_M, tensors["positives"])
+    ids, texts = (tuple(table[column].to_pylist()) for column in ("id", "text"))
+    return Anchors(tuple(names), tensors["anchors"], ids, class_M, tensors["positives"], texts)
 
 
 def positives_settings(config: PositivesConfig) -> dict[str, Any]:
-    """Return what decides the positives, by dotted key."""
-    return {f"positives.{key}": value for key, value in config.model_dump().items() if key not in ("test_uri", "spans")}
+    """Return what decides the positives and anchors, by dotted key."""
+    others = ("test_uri", "spans", "event", "time")
+    return {f"positives.{key}": value for key, value in config.model_dump().items() if key not in others}

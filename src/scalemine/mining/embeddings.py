@@ -75,6 +75,21 @@ class Embeddings(ShardFiles):
         """Return a shard's embeddings ``(N, D)`` and which rows have one ``(N,)``; row order is the corpus's."""
         return matrix(self.read(shard)["vector"])
 
+    def at(self, places: Sequence[tuple[str, int]]) -> NDArray[np.float16]:
+        """Return the embeddings ``(N, D)`` at places (shard, row), in that order; each shard is opened once."""
+        shards = {shard.name: shard for shard in self.corpus.shards}
+        by_shard: dict[str, list[int]] = {}
+        for position, (name, _) in enumerate(places):
+            by_shard.setdefault(name, []).append(position)
+        vectors_ND: NDArray[np.float16] | None = None
+        for name, positions in by_shard.items():
+            part, _ = self.vectors(shards[name])
+            if vectors_ND is None:
+                vectors_ND = np.empty((len(places), part.shape[1]), np.float16)
+            vectors_ND[positions] = part[[places[position][1] for position in positions]]
+        assert vectors_ND is not None, "no places"
+        return vectors_ND
+
 
 @dataclass(frozen=True)
 class Similarities(ShardFiles):

@@ -1,42 +1,40 @@
-"""Difficult negatives: for each class and band, tweets of the corpus whose S_an lies in the band.
+"""Difficult negatives: for each class and kind, tweets of the corpus that its rule takes.
 
-The stored S_an (low precision, rounded) only proposes candidates; each one that is taken was encoded again in float32
-and lies in its band by that. Candidates are gone through in order of priority, so the outcome depends on the seed and
-the corpus alone.
+Stored similarities (low precision, rounded) only propose candidates; each one that is taken was encoded again in float32
+and may be taken by that. Candidates are gone through in their order, so the outcome depends on the seed and the corpus
+alone.
 
-Shapes: N rows of a shard, K classes, D dimensions, M positives.
+Shapes: N texts, K classes, D dimensions, M positives.
 """
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from scalemine.config import MiningConfig
-from scalemine.corpus import Shard
-from scalemine.executor import Executor
-from scalemine.mining.anchors import Anchors, Positives
-from scalemine.mining.embeddings import Similarities
-from scalemine.mining.sampling import Row, fetch_rows, groups, lowest, priorities
-from scalemine.mining.similarity import STEPS_PER_UNIT, Normal, Tails
+from scalemine.config import GuardConfig, MiningConfig
+from scalemine.mining.anchors import Positives
+from scalemine.mining.candidates import Cell, FloatArray, Propose, View
+from scalemine.mining.guard import Guard
+from scalemine.mining.sampling import Row
+from scalemine.mining.similarity import STEPS_PER_UNIT, anchor_grid, similarities
+from scalemine.mining.strategies import kinds
 from scalemine.text import duplicate_key
-
-logger = logging.getLogger(__name__)
-
-FloatArray = NDArray[np.float32]
-Encode = Callable[[Sequence[str]], FloatArray]
 
 # Why a candidate was not taken.
 OUTSIDE = "outside its band in float32"
 OF_POSITIVE = "copy of a positive"
 OF_NEGATIVE = "copy of a negative already taken"
+NEAR_NEGATIVE = "near-duplicate of a negative already taken"
+SAME_EVENT = "of the event or time of positives"
+REVIEWED = "a positive, by review"
+DROPPED = "probably a positive"
+UNSURE = "perhaps a positive: to be reviewed"
 
 SCHEMA = pa.schema(
     [
@@ -51,33 +49,15 @@ SCHEMA = pa.schema(
         ("false_negative_probability", pa.float32()),
         ("strategy", pa.string()),
         ("seed", pa.int64()),
+        ("kind", pa.string()),
+        ("encoder", pa.string()),
     ]
 )
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A class and a band to fill."""
-
-    class_index: int
-    class_name: str
-    band: int
-    quota: int
-    normal: Normal
-    tails: Tails
-
-    @property
-    def purpose(self) -> str:
-        """What the priorities of this cell are for, so that they differ from another cell's."""
-        return f"negatives:{self.class_name}:{self.band}"
-
-    def proposes(self, steps_N: NDArray[np.int16], margin: float) -> NDArray[np.bool_]:
-        """Return which rows may lie in the band, given how far a stored S_an can be off."""
-        return self.normal.in_band(steps_N.astype(np.float64) / STEPS_PER_UNIT, self.band, self.tails, margin=margin)
-
-    def holds(self, cosine: float) -> bool:
-        """Return whether a cosine lies in the band."""
-        return bool(self.normal.in_band(np.array([cosine]), self.band, self.tails)[0])
+REVIEW_SCHEMA = pa.schema(
+    [SCHEMA.field(name) for name in ("id", "text", "class_name", "band", "cosine", "z", "nearest_positive_id")]
+    + [("nearest_positive_text", pa.string()), ("nearest_positive_class", pa.string())]
+    + [SCHEMA.field(name) for name in ("nearest_positive_cosine", "false_negative_probability")]
+)
 
 
 @dataclass(frozen=True)
@@ -85,82 +65,73 @@ class MinedNegatives:
     """The mined negatives, and how many candidates were passed over by each rule.
 
     Args:
-        table: The columns of ``SCHEMA``; by class, band and priority.
+        table: The columns of ``SCHEMA``; by class, kind and order of choice.
+        review: The columns of ``REVIEW_SCHEMA``: what may be a positive, the least probable first.
         passed_over: Candidates by reason.
         num_candidates: Candidates encoded in float32.
     """
 
     table: pa.Table
+    review: pa.Table
     passed_over: dict[str, int]
     num_candidates: int
 
 
-def quotas(config: MiningConfig, positives: Positives, test: Positives | None) -> dict[tuple[str, int], int]:
-    """Return how many negatives each class and band is to have.
+def quotas(config: MiningConfig, positives: Positives, test: Positives | None) -> dict[tuple[str, str], int]:
+    """Return how many negatives each class and kind is to have.
 
     ``match`` asks for as many as the class has positives, those of the test sets included.
     """
-    wanted: dict[tuple[str, int], int] = {}
+    wanted: dict[tuple[str, str], int] = {}
     for name in positives.class_names:
         matching = positives.count(name) + (test.count(name) if test else 0)
-        for band in config.bands:
-            wanted[name, band] = matching if config.per_class == "match" else int(config.per_class)
+        for kind in kinds(config):
+            wanted[name, kind] = matching if config.per_class == "match" else int(config.per_class)
     return wanted
 
 
-class _Selector:
-    """The worker that returns each cell's candidates of lowest priority in some shards."""
+@dataclass(frozen=True)
+class Precautions:
+    """What keeps true positives, and repetitions, out of the negatives.
 
-    def __init__(
-        self, similarities: Similarities, cells: Sequence[Cell], sizes: Sequence[int], seed: int, margin: float
-    ) -> None:
-        self._similarities, self._cells, self._sizes = similarities, cells, sizes
-        self._seed, self._margin = seed, margin
+    Args:
+        positive_keys: Keys of the positives' texts, of training and test.
+        guard: Estimates the probability of being a positive; None: there is no estimate.
+        config: The budget.
+        decisions: yes or no by the key of a text, from a review: a positive, or none.
+        near_duplicate: Of tweets with this cosine or more one is taken; None: all.
+        is_near_event: Whether a row is of the event or time of a class's positives.
+    """
 
-    def __call__(self, shards: tuple[Shard, ...]) -> list[list[tuple[int, str, int]]]:
-        """Return per cell (priority, shard, row), sorted."""
-        found: list[list[tuple[int, str, int]]] = [[] for _ in self._cells]
-        for shard in shards:
-            keys_N, steps_NK, valid_N = self._similarities.steps(shard)
-            for index, cell in enumerate(self._cells):
-                inside = np.flatnonzero(cell.proposes(steps_NK[:, cell.class_index], self._margin) & valid_N)
-                priorities_N = priorities(keys_N[inside], self._seed, cell.purpose)
-                chosen = lowest(priorities_N, self._sizes[index])
-                found[index] += [(int(priorities_N[i]), shard.name, int(inside[i])) for i in chosen]
-        return [sorted(cell)[:size] for cell, size in zip(found, self._sizes, strict=True)]
+    positive_keys: frozenset[bytes]
+    guard: Guard | None = None
+    config: GuardConfig = field(default_factory=GuardConfig)
+    decisions: Mapping[bytes, str] = field(default_factory=dict)
+    near_duplicate: float | None = None
+    is_near_event: Callable[[Row, str], bool] = lambda _row, _class_name: False
 
-
-def _propose(
-    similarities: Similarities,
-    cells: Sequence[Cell],
-    sizes: Sequence[int],
-    *,
-    seed: int,
-    margin: float,
-    executor: Executor,
-) -> list[list[Row]]:
-    """Return per cell its candidates of lowest priority in the whole corpus, in order."""
-    found: list[list[tuple[int, str, int]]] = [[] for _ in cells]
-    worker = partial(_Selector, similarities, cells, sizes, seed, margin)
-    for outcome in executor.map(worker, groups(similarities.corpus.shards)):
-        if outcome.error is not None or outcome.result is None:
-            raise RuntimeError(f"candidates cannot be selected:\n{outcome.error}")
-        found = [sorted(a + b)[:size] for a, b, size in zip(found, outcome.result, sizes, strict=True)]
-    places = sorted({(shard, row) for cell in found for _, shard, row in cell})
-    rows = dict(zip(places, fetch_rows(similarities.corpus, places), strict=True))
-    return [[rows[shard, row] for _, shard, row in cell] for cell in found]
+    def verdict(self, probability: float, key: bytes) -> str | None:
+        """Return why a tweet of this probability is not taken, or None if it is."""
+        budget = self.config.max_false_negative
+        if budget is None or probability <= budget or self.decisions.get(key) == "no":
+            return None
+        return UNSURE if probability <= self.config.review_below else DROPPED
 
 
 @dataclass
 class _Choice:
     """The choice in progress: what is known of the candidates, across rounds."""
 
+    views: Sequence[View]
     cells: Sequence[Cell]
-    encode: Encode
-    anchors: Anchors
-    positive_keys: frozenset[bytes]
-    vectors: dict[str, FloatArray] = field(default_factory=dict)
+    precautions: Precautions
+    vectors: list[dict[str, FloatArray]] = field(default_factory=list)
     keys: dict[str, bytes] = field(default_factory=dict)
+    probabilities: dict[str, float] = field(default_factory=dict)
+    near: dict[str, set[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.vectors = [{} for _ in self.views]
 
     def key(self, row: Row) -> bytes:
         """Return the key that copies of a tweet share."""
@@ -168,17 +139,24 @@ class _Choice:
             self.keys[row.text] = duplicate_key(row.text)
         return self.keys[row.text]
 
-    def cosine(self, row: Row, cell: Cell) -> float | None:
-        """Return the float32 S_an of a row, None where it was not encoded yet."""
-        vector = self.vectors.get(row.text)
+    def cosines(self, text: str, view: int) -> NDArray[np.float64] | None:
+        """Return the float32 S_an of a text to each class ``(K,)``, None where it was not encoded yet."""
+        vector = self.vectors[view].get(text)
         if vector is None:
             return None
         # Summed in float64 and in one fixed order, so that it is the same in whatever company it is computed.
-        return float((vector.astype(np.float64) * self.anchors.vectors_KD[cell.class_index].astype(np.float64)).sum())
+        sums: NDArray[np.float64] = (
+            vector.astype(np.float64) * self.views[view].anchors.vectors_KD.astype(np.float64)
+        ).sum(axis=1)
+        return sums
 
-    def take(self, candidates: Sequence[Sequence[Row]], order: Sequence[int]) -> tuple[list[list[Row]], Counter[str]]:
-        """Fill the cells from their candidates: each tweet once, no copy of a positive, none known to lie outside."""
+    def take(
+        self, candidates: Sequence[Sequence[Row]], order: Sequence[int]
+    ) -> tuple[list[list[Row]], Counter[str], dict[str, tuple[Row, Cell]]]:
+        """Fill the cells from their candidates; return the chosen, why others were not, and those to be reviewed."""
         taken: set[bytes] = set()
+        texts: set[str] = set()
+        unsure: dict[str, tuple[Row, Cell]] = {}
         chosen: list[list[Row]] = [[] for _ in self.cells]
         passed_over: Counter[str] = Counter()
         for index in order:
@@ -186,108 +164,177 @@ class _Choice:
             for row in candidates[index]:
                 if len(chosen[index]) == cell.quota:
                     break
-                cosine = self.cosine(row, cell)
-                if self.key(row) in self.positive_keys:
-                    passed_over[OF_POSITIVE] += 1
-                elif self.key(row) in taken:
-                    passed_over[OF_NEGATIVE] += 1
-                elif cosine is not None and not cell.holds(cosine):
-                    passed_over[OUTSIDE] += 1
-                else:
+                reason = self._reason(row, cell, taken, texts)
+                if reason is None:
                     taken.add(self.key(row))
+                    texts.add(row.text)
                     chosen[index].append(row)
-        return chosen, passed_over
+                    continue
+                passed_over[reason] += 1
+                if reason == UNSURE:
+                    unsure.setdefault(row.text, (row, cell))
+        return chosen, passed_over, unsure
 
-    def verify(self, candidates: Sequence[Sequence[Row]], order: Sequence[int]) -> tuple[list[list[Row]], Counter[str]]:
-        """Return the choice in which every tweet was encoded in float32 and lies in its band."""
+    def _reason(self, row: Row, cell: Cell, taken: set[bytes], texts: set[str]) -> str | None:
+        """Return why a tweet is not taken; what is not known of it yet is no reason."""
+        key, rules = self.key(row), self.precautions
+        if key in rules.positive_keys:
+            return OF_POSITIVE
+        if key in taken:
+            return OF_NEGATIVE
+        if rules.decisions.get(key) == "yes":
+            return REVIEWED
+        if rules.is_near_event(row, cell.class_name):
+            return SAME_EVENT
+        cosines_K = self.cosines(row.text, cell.view)
+        if cosines_K is not None and not cell.rule.holds(cosines_K):
+            return OUTSIDE
+        if row.text in self.probabilities:
+            reason = rules.verdict(self.probabilities[row.text], key)
+            if reason:
+                return reason
+        return NEAR_NEGATIVE if not texts.isdisjoint(self.near.get(row.text, ())) else None
+
+    def verify(
+        self, candidates: Sequence[Sequence[Row]], order: Sequence[int]
+    ) -> tuple[list[list[Row]], Counter[str], dict[str, tuple[Row, Cell]]]:
+        """Return the choice in which every tweet was encoded in float32, and may be taken."""
         while True:
-            chosen, passed_over = self.take(candidates, order)
-            unknown = sorted({row.text for rows in chosen for row in rows} - self.vectors.keys())
-            if not unknown:
-                return chosen, passed_over
-            self.vectors.update(zip(unknown, self.encode(unknown), strict=True))
+            outcome = self.take(candidates, order)
+            wanted: list[set[str]] = [set() for _ in self.views]
+            for cell, rows in zip(self.cells, outcome[0], strict=True):
+                for view in {0, cell.view}:
+                    wanted[view] |= {row.text for row in rows}
+            unknown = [sorted(texts - self.vectors[view].keys()) for view, texts in enumerate(wanted)]
+            if not any(unknown):
+                return outcome
+            for view, texts in enumerate(unknown):
+                if texts:
+                    self.vectors[view].update(zip(texts, self.views[view].encode(texts), strict=True))
+            self._look_at(unknown[0])
+
+    def _look_at(self, texts: Sequence[str]) -> None:
+        """Learn of texts that were just encoded how probable positives they are, and what they nearly repeat."""
+        if not texts:
+            return
+        vectors_ND = np.stack([self.vectors[0][text] for text in texts])
+        if self.precautions.guard:
+            probabilities = self.precautions.guard.probability(texts, vectors_ND)
+            self.probabilities.update(zip(texts, probabilities.tolist(), strict=True))
+        if self.precautions.near_duplicate is not None:
+            for one, other in near_pairs(self.vectors[0], texts, self.precautions.near_duplicate):
+                self.near.setdefault(one, set()).add(other)
+                self.near.setdefault(other, set()).add(one)
+
+
+# Texts that are compared with all others at a time.
+_BLOCK = 512
+
+
+def near_pairs(vectors: Mapping[str, FloatArray], texts: Sequence[str], threshold: float) -> list[tuple[str, str]]:
+    """Return the pairs (one of ``texts``, any other) whose cosine is at least the threshold."""
+    every = list(vectors)
+    grid_ND = np.stack([vectors[text] for text in every]).astype(np.float16)
+    pairs = []
+    for start in range(0, len(texts), _BLOCK):
+        block = texts[start : start + _BLOCK]
+        steps_NB = similarities(grid_ND, anchor_grid(np.stack([vectors[text] for text in block])))
+        for row, column in np.argwhere(steps_NB >= threshold * STEPS_PER_UNIT).tolist():
+            if every[row] != block[column]:
+                pairs.append((block[column], every[row]))
+    return pairs
 
 
 def mine_negatives(
-    similarities: Similarities,
-    anchors: Anchors,
-    normals: Mapping[str, Normal],
+    views: Sequence[View],
+    cells: Sequence[Cell],
+    propose: Propose,
     config: MiningConfig,
     *,
-    wanted: Mapping[tuple[str, int], int],
-    available: Mapping[tuple[str, int], int],
-    exclude: Sequence[str],
-    encode: Encode,
-    margin: float,
+    available: Mapping[tuple[str, str], int],
+    precautions: Precautions,
     seed: int,
-    executor: Executor,
+    encoders: Sequence[str],
 ) -> MinedNegatives:
-    """Mine the negatives of every class and band.
+    """Mine the negatives of every class and kind.
 
     Args:
-        similarities: S_an of the corpus.
-        anchors: Anchors and positives.
-        normals: The fitted normal per class.
+        views: The corpus as each encoder sees it; the first one's vectors, cosines and z are those that are written.
+        cells: What is to be filled.
+        propose: Gives each cell's candidates.
         config: Tails and strategy.
-        wanted: Negatives per class and band.
-        available: Tweets per class and band; the scarcest is served first when two want the same tweet.
-        exclude: Texts whose copies are no negatives: the positives, of training and test.
-        encode: Texts to float32 embeddings, rows of length 1.
-        margin: How far a stored S_an may be off.
+        available: Tweets per class and kind; the scarcest is served first when two want the same tweet.
+        precautions: What is not taken.
         seed: Of the choice.
-        executor: Where the corpus is gone through.
+        encoders: The name of each view's encoder.
     """
-    cells = [
-        Cell(index, name, band, wanted[name, band], normals[name], config.tails)
-        for index, name in enumerate(anchors.class_names)
-        for band in config.bands
-    ]
     order = sorted(
         range(len(cells)),
         key=lambda i: (
-            available[cells[i].class_name, cells[i].band] / cells[i].quota,
+            available[cells[i].class_name, cells[i].kind] / cells[i].quota,
             cells[i].class_name,
-            cells[i].band,
+            cells[i].kind,
+            cells[i].view,
         ),
     )
-    choice = _Choice(cells, encode, anchors, frozenset(map(duplicate_key, exclude)))
+    choice = _Choice(views, cells, precautions)
     # Room for what will be passed over; where it is used up, the lists are made again, longer.
     sizes = [cell.quota + cell.quota // 4 + 64 for cell in cells]
+    before: list[int] = []
     while True:
-        candidates = _propose(similarities, cells, sizes, seed=seed, margin=margin, executor=executor)
-        chosen, passed_over = choice.verify(candidates, order)
-        cut_short = [len(chosen[i]) < cells[i].quota and len(candidates[i]) == sizes[i] for i in range(len(cells))]
-        if not any(cut_short):
+        candidates = propose(sizes)
+        chosen, passed_over, unsure = choice.verify(candidates, order)
+        lengths = [len(rows) for rows in candidates]
+        cut_short = [len(chosen[i]) < cells[i].quota and lengths[i] >= sizes[i] for i in range(len(cells))]
+        if not any(cut_short) or lengths == before:
             break
+        before = lengths
         sizes = [size * 4 if cut else size for size, cut in zip(sizes, cut_short, strict=True)]
-    table = _table(cells, chosen, choice, config.strategy, seed)
-    return MinedNegatives(table, dict(passed_over), len(choice.vectors))
+    table = _table(chosen, choice, config, seed, encoders)
+    review = [_describe(choice, row, cell, config) for row, cell in unsure.values()]
+    review.sort(key=lambda row: (row["false_negative_probability"], row["id"]))
+    return MinedNegatives(
+        table, pa.Table.from_pylist(review, schema=REVIEW_SCHEMA), dict(passed_over), len(choice.vectors[0])
+    )
 
 
 def _table(
-    cells: Sequence[Cell], chosen: Sequence[Sequence[Row]], choice: _Choice, strategy: str, seed: int
+    chosen: Sequence[Sequence[Row]], choice: _Choice, config: MiningConfig, seed: int, encoders: Sequence[str]
 ) -> pa.Table:
     """Return the chosen rows with what is known of them."""
-    rows = []
-    for cell, members in zip(cells, chosen, strict=True):
-        for row in members:
-            cosine = choice.cosine(row, cell)
-            assert cosine is not None
-            near_M = choice.anchors.positives_MD @ choice.vectors[row.text]
-            nearest = int(near_M.argmax())
-            rows.append(
-                {
-                    "id": row.id,
-                    "text": row.text,
-                    "class_name": cell.class_name,
-                    "band": cell.band,
-                    "cosine": cosine,
-                    "z": float(cell.normal.z(np.array([cosine]))[0]),
-                    "nearest_positive_id": choice.anchors.positive_ids[nearest],
-                    "nearest_positive_cosine": float(near_M[nearest]),
-                    "false_negative_probability": None,
-                    "strategy": strategy,
-                    "seed": seed,
-                }
-            )
-    return pa.Table.from_pylist(rows, schema=SCHEMA)
+    rows = [
+        {
+            **_describe(choice, row, cell, config),
+            "strategy": config.strategy,
+            "seed": seed,
+            "kind": cell.kind,
+            "encoder": encoders[cell.view],
+        }
+        for cell, members in zip(choice.cells, chosen, strict=True)
+        for row in members
+    ]
+    return pa.Table.from_pylist([{name: row[name] for name in SCHEMA.names} for row in rows], schema=SCHEMA)
+
+
+def _describe(choice: _Choice, row: Row, cell: Cell, config: MiningConfig) -> dict[str, object]:
+    """Return what is known of a tweet that was encoded, as the first view sees it."""
+    view = choice.views[0]
+    cosines_K = choice.cosines(row.text, 0)
+    assert cosines_K is not None
+    normal = view.normals[cell.class_name]
+    cosine = cosines_K[[cell.class_index]]
+    near_M = view.anchors.positives_MD @ choice.vectors[0][row.text]
+    nearest = int(near_M.argmax())
+    return {
+        "id": row.id,
+        "text": row.text,
+        "class_name": cell.class_name,
+        "band": int(normal.bands(cosine, config.tails)[0]),
+        "cosine": float(cosine[0]),
+        "z": float(normal.z(cosine)[0]),
+        "nearest_positive_id": view.anchors.positive_ids[nearest],
+        "nearest_positive_text": view.anchors.positive_texts[nearest],
+        "nearest_positive_class": view.anchors.class_names[view.anchors.positive_class_M[nearest]],
+        "nearest_positive_cosine": float(near_M[nearest]),
+        "false_negative_probability": choice.probabilities.get(row.text),
+    }

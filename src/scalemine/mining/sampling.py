@@ -12,6 +12,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,8 @@ from numpy.typing import NDArray
 
 from scalemine.corpus import Corpus, Shard
 from scalemine.executor import Executor
+
+FloatArray = NDArray[np.float64]
 
 # Shards that one task goes through: enough that starting it costs nothing.
 SHARDS_PER_TASK = 16
@@ -44,14 +47,26 @@ def priorities(keys_N: NDArray[np.uint64], seed: int, purpose: str) -> NDArray[n
     return np.asarray(mixed, np.uint64)
 
 
-def lowest(priorities_N: NDArray[np.uint64], size: int) -> NDArray[np.int64]:
-    """Return the indices of the ``size`` lowest priorities, in order; of equal ones the first."""
-    if size < len(priorities_N):
-        bound = np.partition(priorities_N, size - 1)[size - 1]
-        candidates = np.flatnonzero(priorities_N <= bound)
+def race(log_weights_N: FloatArray, priorities_N: NDArray[np.uint64]) -> FloatArray:
+    """Return keys ``(N,)`` whose ``k`` least are a sample without replacement with these weights, infinite at weight 0.
+
+    Of equal weights, the lowest priorities have the least keys.
+
+    Source: Efraimidis and Spirakis (2006), as logarithms of exponential waiting times.
+    """
+    uniform_N = (priorities_N.astype(np.float64) + 0.5) / 2.0**64
+    return np.log(-np.log1p(-np.minimum(uniform_N, 1 - 2.0**-53))) - log_weights_N
+
+
+def lowest(keys_N: NDArray[Any], size: int, ties_N: NDArray[np.uint64] | None = None) -> NDArray[np.int64]:
+    """Return the indices of the ``size`` lowest keys, in order; of equal ones the lowest tie, then the first."""
+    if size < len(keys_N):
+        bound = np.partition(keys_N, size - 1)[size - 1]
+        candidates = np.flatnonzero(keys_N <= bound)
     else:
-        candidates = np.arange(len(priorities_N))
-    return candidates[np.argsort(priorities_N[candidates], kind="stable")][:size].astype(np.int64)
+        candidates = np.arange(len(keys_N))
+    keys = (keys_N[candidates],) if ties_N is None else (ties_N[candidates], keys_N[candidates])
+    return candidates[np.lexsort(keys)][:size].astype(np.int64)
 
 
 def groups(shards: Sequence[Shard]) -> list[tuple[Shard, ...]]:
@@ -61,12 +76,13 @@ def groups(shards: Sequence[Shard]) -> list[tuple[Shard, ...]]:
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the corpus, and its place there."""
+    """A row of the corpus, its place there, and what was asked for of its further columns."""
 
     shard: str
     row: int
     id: str
     text: str
+    more: tuple[str | None, ...] = ()
 
 
 class _Sampler:
@@ -95,15 +111,16 @@ def sample_corpus(corpus: Corpus, size: int, *, seed: int, purpose: str, executo
     return fetch_rows(corpus, [(shard, row) for _, shard, row in found])
 
 
-def fetch_rows(corpus: Corpus, places: Sequence[tuple[str, int]]) -> list[Row]:
-    """Return the rows at given places (shard, row), in that order; each shard is read once."""
+def fetch_rows(corpus: Corpus, places: Sequence[tuple[str, int]], columns: Sequence[str] = ()) -> list[Row]:
+    """Return the rows at given places (shard, row), in that order, with further columns; each shard is read once."""
     shards = {shard.name: shard for shard in corpus.shards}
     wanted: dict[str, list[int]] = {}
     for shard, row in places:
         wanted.setdefault(shard, []).append(row)
     rows: dict[tuple[str, int], Row] = {}
     for name, indices in wanted.items():
-        table = corpus.read(shards[name], columns=["id", "text"]).take(pa.array(indices))
-        for index, id_, text in zip(indices, table["id"].to_pylist(), table["text"].to_pylist(), strict=True):
-            rows[name, index] = Row(name, index, id_, text)
+        table = corpus.read(shards[name], columns=["id", "text", *columns]).take(pa.array(indices))
+        values = (table[column].to_pylist() for column in ("id", "text", *columns))
+        for index, id_, text, *more in zip(indices, *values, strict=True):
+            rows[name, index] = Row(name, index, id_, text, tuple(more))
     return [rows[place] for place in places]

@@ -8,10 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from scalemine.config import InputError
 from scalemine.mining.anchors import SPANS, Positives
 from scalemine.mining.sampling import Row
 from scalemine.store import Stage, write_whole
@@ -25,23 +27,25 @@ SCHEMA = pa.schema(
         ("label_source", pa.string()),
         ("spans", SPANS),
         ("is_negative", pa.bool_()),
+        # 1 less the probability of being a positive after all; 1 where there is no estimate.
+        ("weight", pa.float32()),
     ]
 )
-BAND_SETS = {1: "1s", 2: "2s", 3: "3s"}
+MIX = "mix"
 
 
 def split_mined(
-    negatives: pa.Table, band: int, train: Mapping[str, int], test: Mapping[str, int]
+    negatives: pa.Table, kind: str, train: Mapping[str, int], test: Mapping[str, int]
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Return the negatives of a band for training and for test; none is in both.
+    """Return the negatives of a kind for training and for test; none is in both.
 
     Args:
-        negatives: The mined negatives, by priority inside a class and band.
-        band: Which band.
+        negatives: The mined negatives, by order of choice inside a class and kind.
+        kind: Which kind.
         train: Positives per class of the training set.
         test: Positives per class of the test set.
     """
-    rows = negatives.filter(pc.equal(negatives["band"], band)).to_pylist()
+    rows = negatives.filter(pc.equal(negatives["kind"], kind)).to_pylist()
     for_train: list[dict[str, Any]] = []
     for_test: list[dict[str, Any]] = []
     for name in train:
@@ -78,10 +82,24 @@ def make_sets(
     negatives: pa.Table,
     random: Sequence[Row],
     *,
-    bands: Sequence[int],
+    kinds: Sequence[str],
     ratio: int,
+    mix: Mapping[str, float],
 ) -> dict[str, pa.Table]:
-    """Return every set by name; those of training and of test share no negative."""
+    """Return every set by name; those of training and of test share no negative.
+
+    Args:
+        positives: Of training.
+        test: Of the test sets.
+        negatives: The mined ones.
+        random: Random tweets.
+        kinds: Kinds of mined negatives, each a set.
+        ratio: Random negatives per positive in test_random_plus.
+        mix: Shares of kinds, of which a further set is mixed; none if empty.
+
+    Raises:
+        InputError: The mix names a kind that is not there.
+    """
     train_counts = {name: positives.count(name) for name in positives.class_names}
     test_counts = {name: test.count(name) for name in test.class_names} if test else {}
     num_train, num_test = positives.table.num_rows, test.table.num_rows if test else 0
@@ -89,38 +107,70 @@ def make_sets(
     share = min(1.0, len(random) / max(1, num_random(num_train, num_test, ratio)))
     cut = num_train if share == 1 else round(num_train * share)
     random_rows = [_random(row) for row in random]
-    kinds: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
+    split: dict[str, tuple[list[dict[str, Any]], list[dict[str, Any]]]] = {
         "random": (random_rows[:cut], random_rows[cut : cut + num_test])
     }
-    for band in bands:
-        if band in BAND_SETS:
-            mined = split_mined(negatives, band, train_counts, test_counts)
-            kinds[BAND_SETS[band]] = ([_mined(row) for row in mined[0]], [_mined(row) for row in mined[1]])
+    for kind in kinds:
+        mined = split_mined(negatives, kind, train_counts, test_counts)
+        # What the strategy random mined for the classes is another set than the random tweets of all.
+        name = "mined_random" if kind == "random" else kind
+        split[name] = ([_mined(row) for row in mined[0]], [_mined(row) for row in mined[1]])
+    if mix:
+        split[MIX] = (
+            _mixed({kind: rows for kind, (rows, _) in split.items()}, mix, num_train),
+            _mixed({kind: rows for kind, (_, rows) in split.items()}, mix, num_test),
+        )
     sets = {"train_no": _assemble(positives, [])}
-    sets |= {f"train_{kind}": _assemble(positives, rows) for kind, (rows, _) in kinds.items()}
+    sets |= {f"train_{kind}": _assemble(positives, rows) for kind, (rows, _) in split.items()}
     if test:
         sets |= {"test_no": _assemble(test, [])}
-        sets |= {f"test_{kind}": _assemble(test, rows) for kind, (_, rows) in kinds.items()}
+        sets |= {f"test_{kind}": _assemble(test, rows) for kind, (_, rows) in split.items()}
         sets["test_random_plus"] = _assemble(test, random_rows[cut : cut + ratio * num_test])
     return sets
 
 
+def _mixed(split: Mapping[str, Sequence[dict[str, Any]]], mix: Mapping[str, float], size: int) -> list[dict[str, Any]]:
+    """Return the first rows of each kind, by shares; a kind that has too few gives what it has."""
+    unknown = sorted(set(mix) - set(split))
+    if unknown:
+        raise InputError(f"sets.mix: no negatives of kind {unknown[0]!r}; this run has {', '.join(split)}")
+    ends = np.rint(np.cumsum(list(mix.values())) * size).astype(int)
+    counts = np.diff(ends, prepend=0).tolist()
+    return [row for kind, count in zip(mix, counts, strict=True) for row in _spread(split[kind], count)]
+
+
+def _spread(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """Return ``count`` rows, evenly over the list, which is by class."""
+    picked = np.linspace(0, len(rows), min(count, len(rows)), endpoint=False).astype(int)
+    return [rows[i] for i in picked]
+
+
 def _random(row: Row) -> dict[str, Any]:
-    return _negative(row.id, row.text, None, "random")
+    return _negative(row.id, row.text, None, "random", None)
 
 
 def _mined(row: dict[str, Any]) -> dict[str, Any]:
-    return _negative(row["id"], row["text"], row["class_name"], f"mined_{BAND_SETS[row['band']]}")
+    probability = row["false_negative_probability"]
+    return _negative(row["id"], row["text"], row["class_name"], f"mined_{row['kind']}", probability)
 
 
-def _negative(id_: str, text: str, class_name: str | None, source: str) -> dict[str, Any]:
-    return {"id": id_, "text": text, "class_name": class_name, "label_source": source, "spans": [], "is_negative": True}
+def _negative(id_: str, text: str, class_name: str | None, source: str, probability: float | None) -> dict[str, Any]:
+    return {
+        "id": id_,
+        "text": text,
+        "class_name": class_name,
+        "label_source": source,
+        "spans": [],
+        "is_negative": True,
+        "weight": 1.0 - (probability or 0.0),
+    }
 
 
 def _assemble(positives: Positives, negatives: list[dict[str, Any]]) -> pa.Table:
     num_rows = positives.table.num_rows
     labelled = positives.table.append_column("label_source", pa.array(["annotated"] * num_rows))
-    labelled = labelled.append_column("is_negative", pa.array([False] * num_rows)).select(SCHEMA.names).cast(SCHEMA)
+    labelled = labelled.append_column("is_negative", pa.array([False] * num_rows))
+    labelled = labelled.append_column("weight", pa.array([1.0] * num_rows)).select(SCHEMA.names).cast(SCHEMA)
     return pa.concat_tables([labelled, pa.Table.from_pylist(negatives, schema=SCHEMA)])
 
 

@@ -81,7 +81,8 @@ def count_steps(steps_NK: NDArray[np.int16]) -> NDArray[np.int64]:
 
 
 @functools.cache
-def _step_values() -> NDArray[np.float64]:
+def step_values() -> NDArray[np.float64]:
+    """Return S_an of every step ``(B,)``, rising."""
     return np.arange(-STEPS_PER_UNIT, STEPS_PER_UNIT) / STEPS_PER_UNIT
 
 
@@ -130,7 +131,7 @@ class SimilarityDistribution:
 
     def _central_moment(self, order: int) -> float:
         # Not as a product of vectors, whose last bits depend on the threads of the library that computes it.
-        return float((self.counts_B * (_step_values() - self.mean) ** order).sum() / self.count)
+        return float((self.counts_B * (step_values() - self.mean) ** order).sum() / self.count)
 
     def ks_statistic(self, normal: Normal) -> float:
         """Return the largest distance between this distribution's cdf and a normal's, from 0 to 1.
@@ -139,8 +140,13 @@ class SimilarityDistribution:
         """
         cdf_B = np.cumsum(self.counts_B) / self.count
         # A step stands for the interval of its width around it.
-        upper_B = ndtr((_step_values() + 0.5 / STEPS_PER_UNIT - normal.mean) / normal.std)
+        upper_B = ndtr((step_values() + 0.5 / STEPS_PER_UNIT - normal.mean) / normal.std)
         return float(np.abs(cdf_B - upper_B).max())
+
+    def quantile(self, share: float) -> float:
+        """Return the least S_an up to which at least this share of the tweets lies."""
+        reached = np.searchsorted(np.cumsum(self.counts_B), share * self.count)
+        return float(step_values()[min(int(reached), NUM_STEPS - 1)])
 
     def auc(self, positive_steps: NDArray[np.int16]) -> float:
         """Return P(S_an of a positive > S_an of a tweet), ties counted half: the area under the ROC curve.
@@ -153,7 +159,7 @@ class SimilarityDistribution:
 
     def band_counts(self, normal: Normal, tails: Tails) -> dict[int, int]:
         """Return the number of tweets per band, 4 being beyond three sigma."""
-        band_B = normal.bands(_step_values(), tails)
+        band_B = normal.bands(step_values(), tails)
         return {band: int(self.counts_B[band_B == band].sum()) for band in BANDS}
 
 

@@ -1,0 +1,355 @@
+"""The guard: how probable it is that a candidate is a positive that nobody labelled.
+
+P(positive | x) = prior p+(x) / p(x), by Bayes' rule. The ratio of densities comes from a logistic regression of held-out
+positives against the corpus on few features that may only raise it, made monotone and calibrated by isotonic regression;
+the prior from above, as ``strategies.prior_bound`` says. One estimate serves all classes: a tweet of another class is no
+negative either.
+
+Shapes: N candidates, U rows of the corpus's sample, M positives, K classes, D dimensions, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import isotonic_regression, minimize
+
+from scalemine.config import GuardConfig, InputError
+from scalemine.corpus import Shard
+from scalemine.executor import Executor
+from scalemine.mining.anchors import Anchors
+from scalemine.mining.candidates import View
+from scalemine.mining.embeddings import Similarities
+from scalemine.mining.sampling import Row, fetch_rows, groups, lowest, priorities
+from scalemine.mining.similarity import STEPS_PER_UNIT, Normal, anchor_grid, similarities
+from scalemine.mining.strategies import prior_bound
+
+FloatArray = NDArray[np.float64]
+Vectors = NDArray[np.float16]
+# Of pairs (positive, candidate): a score that is high where they report alike.
+Rescore = Callable[[Sequence[tuple[str, str]]], FloatArray]
+
+FEATURES = ("mean z over the classes", "mean cosine to the nearest positives", "score of the rescorer")
+# The sample is drawn apart where the corpus has few tweets and the guard is needed: by the largest z over the classes.
+STRATA = (1.0, 2.0, 3.0, 4.0)
+MIN_POSITIVES = 20
+# A positive's own copies would flatter it.
+COPY_COSINE = 0.95
+BLOCK_ROWS = 4_096
+FOLDS = 5
+BIN_EDGES = (0.0, 0.01, 0.05, 0.1, 0.2, 0.5, 0.9, 1.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What the guard looks at.
+
+    Args:
+        anchors: Anchors and positives, float32.
+        normals: The fitted normal of each class, in order.
+        neighbours: How many of the nearest positives count.
+        positive_texts: In the order of ``anchors.positive_ids``; for the rescorer.
+        rescore: Scores pairs of texts, if there is a rescorer.
+    """
+
+    anchors: Anchors
+    normals: Sequence[Normal]
+    neighbours: int
+    positive_texts: Sequence[str]
+    rescore: Rescore | None = None
+
+    def of(self, texts: Sequence[str], vectors_ND: Vectors) -> FloatArray:
+        """Return the features ``(N, F)`` of tweets of the corpus."""
+        anchors_grid, positives_grid = anchor_grid(self.anchors.vectors_KD), anchor_grid(self.anchors.positives_MD)
+        parts = []
+        for start in range(0, len(vectors_ND), BLOCK_ROWS):
+            block_BD = vectors_ND[start : start + BLOCK_ROWS]
+            z_BK = self._z(similarities(block_BD, anchors_grid) / STEPS_PER_UNIT, np.arange(len(self.normals)))
+            parts.append(self._row(z_BK, similarities(block_BD, positives_grid), texts[start : start + BLOCK_ROWS]))
+        return np.concatenate(parts) if parts else np.empty((0, self.num))
+
+    def of_positives(self, groups_M: NDArray[np.int64]) -> FloatArray:
+        """Return the features ``(M, F)`` of the positives, each as if those of its group had not been labelled."""
+        anchors, vectors_MD = self.anchors, self.anchors.positives_MD
+        features_MF = np.empty((len(vectors_MD), self.num))
+        cosines_MM = similarities(vectors_MD.astype(np.float16), anchor_grid(vectors_MD))
+        for group in np.unique(groups_M):
+            held, others = groups_M == group, groups_M != group
+            kept = [k for k in range(len(self.normals)) if (others & (anchors.positive_class_M == k)).any()]
+            if not kept:
+                raise InputError(
+                    "guard: all positives are of one event, so none can be held out; set positives.event to another column"
+                )
+            means_KD = np.stack([vectors_MD[others & (anchors.positive_class_M == k)].mean(axis=0) for k in kept])
+            z_HK = self._z(
+                similarities(vectors_MD[held].astype(np.float16), anchor_grid(means_KD)) / STEPS_PER_UNIT,
+                np.array(kept),
+            )
+            near_HM = np.where(cosines_MM[held] < COPY_COSINE * STEPS_PER_UNIT, cosines_MM[held], -STEPS_PER_UNIT)
+            near_HM[:, held] = -STEPS_PER_UNIT
+            texts = [self.positive_texts[i] for i in np.flatnonzero(held)]
+            features_MF[held] = self._row(z_HK, near_HM, texts)
+        return features_MF
+
+    @property
+    def num(self) -> int:
+        """Number of features."""
+        return 3 if self.rescore else 2
+
+    def _z(self, cosines_NK: FloatArray, classes: NDArray[np.int64]) -> FloatArray:
+        return np.stack([self.normals[k].z(cosines_NK[:, i]) for i, k in enumerate(classes)], axis=1)
+
+    def _row(self, z_NK: FloatArray, near_NM: NDArray[np.int16], texts: Sequence[str]) -> FloatArray:
+        count = min(self.neighbours, near_NM.shape[1])
+        # Whole numbers: the mean hangs on no order.
+        top_NR = -np.partition(-near_NM.astype(np.int32), count - 1, axis=1)[:, :count]
+        counted_NR = top_NR > -STEPS_PER_UNIT
+        mean_N = (top_NR * counted_NR).sum(axis=1) / np.maximum(1, counted_NR.sum(axis=1))
+        columns = [z_NK.mean(axis=1), mean_N / STEPS_PER_UNIT]
+        if self.rescore:
+            nearest_N = near_NM.argmax(axis=1)
+            pairs = [(self.positive_texts[i], text) for i, text in zip(nearest_N, texts, strict=True)]
+            columns.append(self.rescore(pairs))
+        return np.stack(columns, axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Ratio:
+    """log p+(x) / p(x), fitted: a linear score with coefficients from 0 up, and an isotonic curve over it.
+
+    Args:
+        center_F: Mean of each feature over the corpus.
+        scale_F: Its standard deviation.
+        coefficients: Of the standardised features, then the constant.
+        scores: Knots of the curve.
+        shares: At each knot, q = p+ / (p+ + p), from 0 to 1.
+    """
+
+    center_F: FloatArray
+    scale_F: FloatArray
+    coefficients: FloatArray
+    scores: FloatArray
+    shares: FloatArray
+
+    def score(self, features_NF: FloatArray) -> FloatArray:
+        """Return the linear score ``(N,)``."""
+        standard_NF = (features_NF - self.center_F) / self.scale_F
+        return (standard_NF * self.coefficients[:-1]).sum(axis=1) + self.coefficients[-1]
+
+    def of(self, features_NF: FloatArray) -> FloatArray:
+        """Return p+(x) / p(x) ``(N,)``, infinite where only positives were seen."""
+        shares_N = np.interp(self.score(features_NF), self.scores, self.shares)
+        with np.errstate(divide="ignore"):
+            return shares_N / (1 - shares_N)
+
+
+def fit_ratio(positives_MF: FloatArray, corpus_UF: FloatArray, weights_U: FloatArray) -> Ratio:
+    """Fit the ratio of densities.
+
+    Source: Qin (1998), density ratios by logistic regression; isotonic calibration, Zadrozny and Elkan (2002).
+    """
+    weights_U = weights_U / weights_U.sum()
+    center_F = (corpus_UF * weights_U[:, None]).sum(axis=0)
+    scale_F = np.sqrt(((corpus_UF - center_F) ** 2 * weights_U[:, None]).sum(axis=0)) + 1e-9
+    rows = np.concatenate([positives_MF, corpus_UF])
+    rows = np.concatenate([(rows - center_F) / scale_F, np.ones((len(rows), 1))], axis=1)
+    weights = np.concatenate([np.full(len(positives_MF), 1 / len(positives_MF)), weights_U])
+    signs = np.where(np.arange(len(rows)) < len(positives_MF), 1.0, -1.0)
+    penalty = np.array([1e-4] * positives_MF.shape[1] + [0.0])
+
+    def loss(coefficients: FloatArray) -> tuple[float, FloatArray]:
+        margins = signs * (rows * coefficients).sum(axis=1)
+        slope = -signs * weights / (1 + np.exp(margins))
+        value = (weights * np.logaddexp(0, -margins)).sum() + (penalty * coefficients**2).sum()
+        return float(value), (rows * slope[:, None]).sum(axis=0) + 2 * penalty * coefficients
+
+    # A positive is no less likely for being nearer to positives.
+    bounds = [(0.0, None)] * positives_MF.shape[1] + [(None, None)]
+    start = np.array([0.5] * positives_MF.shape[1] + [-1.0])
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds)
+    scores = (rows * found.x).sum(axis=1)
+    order = np.argsort(scores, kind="stable")
+    curve = isotonic_regression((signs[order] + 1) / 2, weights=weights[order]).x
+    return Ratio(center_F, scale_F, found.x, scores[order], np.asarray(curve, np.float64))
+
+
+@dataclass(frozen=True, eq=False)
+class Guard:
+    """The estimate, ready for candidates.
+
+    Args:
+        features: What it looks at.
+        ratio: The ratio of densities.
+        prior: Share of positives in the corpus.
+        facts: What the report says of it, as JSON.
+    """
+
+    features: Features
+    ratio: Ratio
+    prior: float
+    facts: dict[str, Any]
+
+    def probability(self, texts: Sequence[str], vectors_ND: NDArray[np.float32]) -> FloatArray:
+        """Return P(positive) ``(N,)`` of tweets with their float32 embeddings."""
+        features_NF = self.features.of(texts, vectors_ND.astype(np.float16))
+        return np.minimum(1.0, self.prior * self.ratio.of(features_NF))
+
+
+def fit_guard(
+    features: Features,
+    positive_groups: Sequence[str],
+    sample: Sequence[Row],
+    sample_vectors_UD: Vectors,
+    weights_U: FloatArray,
+    config: GuardConfig,
+) -> Guard:
+    """Fit the guard, and look how well it is calibrated by predicting parts that it was not fitted on.
+
+    Args:
+        features: What it looks at.
+        positive_groups: Group of each positive; those of one group, such as an event, are held out together.
+        sample: Tweets of the corpus.
+        sample_vectors_UD: Their embeddings.
+        weights_U: How many tweets of the corpus each stands for.
+        config: The prior, if it is given.
+
+    Raises:
+        InputError: There are too few positives.
+    """
+    num = len(positive_groups)
+    if num < MIN_POSITIVES:
+        raise InputError(f"guard: {num} positives, expected at least {MIN_POSITIVES} to estimate from; add some")
+    names = sorted(set(positive_groups))
+    groups_M = np.array([names.index(group) for group in positive_groups])
+    positives_MF = features.of_positives(groups_M)
+    corpus_UF = features.of([row.text for row in sample], sample_vectors_UD)
+    ratio = fit_ratio(positives_MF, corpus_UF, weights_U)
+    bound = prior_bound(ratio.score(corpus_UF), weights_U, ratio.score(positives_MF))
+    prior = config.prior or bound
+    facts = {
+        "prior": prior,
+        "prior_is": "given" if config.prior else "estimated, an upper bound",
+        "features": dict(zip(FEATURES, ratio.coefficients[:-1].tolist(), strict=False)),
+        "positives": num,
+        "groups": len(names),
+        "sample": len(sample),
+        "reliability": reliability(positives_MF, groups_M, corpus_UF, weights_U, prior),
+    }
+    return Guard(features, ratio, prior, facts)
+
+
+def reliability(
+    positives_MF: FloatArray, groups_M: NDArray[np.int64], corpus_UF: FloatArray, weights_U: FloatArray, prior: float
+) -> list[dict[str, float]]:
+    """Return, per bin of the probability, what was said and what was seen, each part said by a fit on the others.
+
+    Seen is the share of the corpus in the bin that held-out positives, as many as the prior says, would make up.
+    """
+    fold_M, fold_U = groups_M % FOLDS, np.arange(len(corpus_UF)) % FOLDS
+    said_M, said_U = np.zeros(len(positives_MF)), np.zeros(len(corpus_UF))
+    for fold in range(FOLDS):
+        if not (fold_M != fold).any():
+            continue  # one group alone; what it is said to be stays 0
+        ratio = fit_ratio(positives_MF[fold_M != fold], corpus_UF[fold_U != fold], weights_U[fold_U != fold])
+        for said, features, folds in ((said_M, positives_MF, fold_M), (said_U, corpus_UF, fold_U)):
+            said[folds == fold] = np.minimum(1.0, prior * ratio.of(features[folds == fold]))
+    rows = []
+    mass_U = weights_U / weights_U.sum()
+    for low, high in zip(BIN_EDGES[:-1], BIN_EDGES[1:], strict=True):
+        last = high == BIN_EDGES[-1]
+        in_U = (said_U >= low) & ((said_U < high) | last)
+        in_M = (said_M >= low) & ((said_M < high) | last)
+        mass = float(mass_U[in_U].sum())
+        if mass:
+            rows.append(
+                {
+                    "low": low,
+                    "high": high,
+                    "share_of_corpus": mass,
+                    "said": float((mass_U[in_U] * said_U[in_U]).sum() / mass),
+                    "seen": min(1.0, prior * float(in_M.mean()) / mass),
+                    "positives": int(in_M.sum()),
+                }
+            )
+    return rows
+
+
+class _StratumSampler:
+    """The worker that counts the rows of each stratum in some shards, and returns those of lowest priority."""
+
+    def __init__(self, stored: Similarities, normals: Sequence[Normal], size: int, seed: int) -> None:
+        self._stored, self._normals, self._size, self._seed = stored, normals, size, seed
+
+    def __call__(self, shards: tuple[Shard, ...]) -> tuple[list[int], list[list[tuple[int, str, int]]]]:
+        """Return per stratum the number of rows, and (priority, shard, row) of some."""
+        counts = [0] * (len(STRATA) + 1)
+        found: list[list[tuple[int, str, int]]] = [[] for _ in counts]
+        for shard in shards:
+            keys_N, steps_NK, valid_N = self._stored.steps(shard)
+            z_N = np.max([normal.z(steps_NK[:, k] / STEPS_PER_UNIT) for k, normal in enumerate(self._normals)], axis=0)
+            stratum_N = np.where(valid_N, np.digitize(z_N, STRATA), -1)
+            for stratum in range(len(counts)):
+                rows = np.flatnonzero(stratum_N == stratum)
+                counts[stratum] += len(rows)
+                priorities_N = priorities(keys_N[rows], self._seed, f"guard:{stratum}")
+                chosen = lowest(priorities_N, self._size)
+                found[stratum] += [(int(priorities_N[i]), shard.name, int(rows[i])) for i in chosen]
+        return counts, [sorted(part)[: self._size] for part in found]
+
+
+def sample_strata(
+    view: View, normals: Sequence[Normal], size: int, seed: int, executor: Executor
+) -> tuple[list[Row], FloatArray]:
+    """Return a sample of the corpus, up to ``size`` rows of each stratum, and how many rows each stands for ``(U,)``."""
+    counts = [0] * (len(STRATA) + 1)
+    found: list[list[tuple[int, str, int]]] = [[] for _ in counts]
+    corpus = view.similarities.corpus
+    for outcome in executor.map(
+        partial(_StratumSampler, view.similarities, normals, size, seed), groups(corpus.shards)
+    ):
+        if outcome.error is not None or outcome.result is None:
+            raise RuntimeError(f"the corpus cannot be sampled:\n{outcome.error}")
+        counts = [a + b for a, b in zip(counts, outcome.result[0], strict=True)]
+        found = [sorted(a + b)[:size] for a, b in zip(found, outcome.result[1], strict=True)]
+    places = [(shard, row) for part in found for _, shard, row in part]
+    weights = [count / len(part) for count, part in zip(counts, found, strict=True) for _ in part]
+    return fetch_rows(corpus, places), np.array(weights)
+
+
+def sample_vectors(view: View, sample: Sequence[Row]) -> Vectors:
+    """Return the embeddings ``(U, D)`` of a sample: the stored ones, or encoded now where none are kept."""
+    if view.embeddings is None:
+        return view.encode([row.text for row in sample]).astype(np.float16)
+    return view.embeddings.at([(row.shard, row.row) for row in sample])
+
+
+def load_rescorer(model: str) -> Rescore:
+    """Load a cross-encoder, safetensors weights only.
+
+    Raises:
+        InputError: There is no such model, or it cannot be loaded.
+    """
+    from scalemine.models import find_model, first_line, quieten_libraries
+
+    quieten_libraries()
+    from sentence_transformers import CrossEncoder
+
+    folder = find_model(model, None, key="guard.rescorer")
+    try:
+        encoder = CrossEncoder(
+            str(folder), trust_remote_code=False, local_files_only=True, model_kwargs={"use_safetensors": True}
+        )
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise InputError(f"guard.rescorer: {model} cannot be loaded from {folder}: {first_line(error)}") from error
+
+    def rescore(pairs: Sequence[tuple[str, str]]) -> FloatArray:
+        scores = np.asarray(encoder.predict(list(pairs), show_progress_bar=False, convert_to_numpy=True), np.float64)
+        # Of several labels, as entailment has them, the last one.
+        return scores if scores.ndim == 1 else scores[:, -1]
+
+    return rescore
