@@ -156,20 +156,6 @@ def test_cosines_are_those_of_the_vectors(tmp_path, tweets, queries):
             assert cosine == pytest.approx(oracles.cosine(vectors[ids.index(id_)], queries[query]), abs=1e-3)
 
 
-def test_two_ray_workers_find_the_same(tmp_path, tweets, queries, ray_session):
-    embeddings = make_embeddings(tmp_path, *tweets, 9)
-    here = search(embeddings, queries, 8, executor=InlineExecutor())
-    executor = RayExecutor(2, cpus_per_worker=1, gpus_per_worker=0, signals=StopSignals())
-    try:
-        there = search(embeddings, queries, 8, executor=executor)
-    finally:
-        executor.close()
-    assert there.ids == here.ids
-    assert (there.cosines_QK == here.cosines_QK).all()
-    assert (there.shards_QK == here.shards_QK).all()
-    assert (there.rows_QK == here.rows_QK).all()
-
-
 def test_rows_in_quarantine_are_never_found(tmp_path, tweets):
     vectors, _, ids = tweets
     valid = np.arange(90) >= 50  # of whole shards and of a part of one
@@ -313,17 +299,23 @@ def test_lists_that_hold_too_few_leave_places_empty(tmp_path, crowd):
     assert all(int(name[1:]) % 50 for query in found.ids for name in query)
 
 
-def test_index_does_not_depend_on_where_it_is_made(tmp_path, crowd, ray_session):
-    config = IndexConfig(kind="ivf_sq8", lists=20)
+def test_two_ray_workers_make_and_find_the_same(tmp_path, crowd, ray_session):
+    config, queries = IndexConfig(kind="ivf_sq8", lists=20), clustered(5, 9).astype(np.float32)
     one, other = make_index(crowd, tmp_path / "one"), make_index(crowd, tmp_path / "other")
-    build(one, config)
     executor = RayExecutor(2, cpus_per_worker=1, gpus_per_worker=0, signals=StopSignals())
     try:
         build(other, config, executor)
+        there = [search(crowd, queries, 8, executor=executor, index=index) for index in (None, other)]
     finally:
         executor.close()
+    build(one, config)
     for shard in crowd.corpus.shards:
         assert one.path(shard).read_bytes() == other.path(shard).read_bytes()
+    here = [search(crowd, queries, 8, executor=InlineExecutor(), index=index) for index in (None, one)]
+    for found, expected in zip(there, here, strict=True):
+        assert found.ids == expected.ids
+        for name in ("cosines_QK", "shards_QK", "rows_QK"):
+            assert (getattr(found, name) == getattr(expected, name)).all()
 
 
 def test_stopped_build_goes_on(tmp_path, crowd):
