@@ -13,7 +13,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -22,7 +22,7 @@ import typer
 
 if TYPE_CHECKING:
     from scalemine.config import Config
-    from scalemine.executor import Advance
+    from scalemine.executor import Advance, Executor, StopSignals
     from scalemine.pipeline import Run
 
 EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 75
@@ -165,6 +165,76 @@ def mine(
     _run(config, overrides, executor, dry_run, redo, check_mine, action)
 
 
+@app.command("index")
+def index_command(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    executor: OptExecutor = None,
+    dry_run: DryRun = False,
+    redo: Redo = False,
+) -> None:
+    """Make the approximate index that index.kind names, for searches of very many queries or rows."""
+    from scalemine.search import check_index, run_index
+
+    def action(run: Run) -> None:
+        index = run_index(run)
+        print(f"{index.corpus.num_rows:,} tweets are indexed in {run.workdir.index} ({run.config.index.kind})")
+
+    _run(config, overrides, executor, dry_run, redo, lambda loaded: check_index(_looking(loaded)), action, ("corpus",))
+
+
+@app.command()
+def search(
+    config: ConfigPath,
+    texts: Annotated[list[str] | None, typer.Argument(metavar="[TEXT]…", help="what to search for")] = None,
+    k: Annotated[int, typer.Option("-k", help="hits per query")] = 10,
+    like: Annotated[
+        list[str] | None, typer.Option("--like", metavar="ID", help="rows like this row of the corpus; repeatable")
+    ] = None,
+    queries: Annotated[
+        Path | None, typer.Option("--queries", metavar="FILE", help="texts: Parquet, CSV, TSV, JSON lines or plain")
+    ] = None,
+    to: Annotated[Path | None, typer.Option("--to", metavar="FILE", help="write the hits as Parquet")] = None,
+    as_json: Json = False,
+    overrides: Overrides = None,
+    executor: OptExecutor = None,
+) -> None:
+    """Search the embedded corpus for tweets like a text; only reads."""
+    from scalemine.config import InputError
+
+    if to and to.suffix != ".parquet":
+        raise InputError(f"--to {to}: expected a name that ends in .parquet")
+    loaded = _load(config, overrides, executor, ("corpus",))
+
+    from rich.console import Console
+
+    from scalemine.executor import StopSignals, make_executor
+    from scalemine.search import print_hits, run_search, write_hits
+
+    with (
+        StopSignals() as signals,
+        make_executor(loaded.compute, signals=signals, wants_gpu=loaded.encoder.device != "cpu") as where,
+    ):
+        run = _looking(loaded, where, signals)
+        result = run_search(run, texts=texts or (), file=queries, likes=like or (), k=k)
+    if to:
+        write_hits(result, to)
+    if as_json:
+        print(json.dumps(result.as_dict(), indent=1, ensure_ascii=False))
+    elif to:
+        print(f"{result.hits.num_rows:,} hits of {len(result.queries):,} queries in {to}")
+    else:
+        print_hits(Console(), result)
+
+
+def _looking(config: Config, executor: Executor | None = None, signals: StopSignals | None = None) -> Run:
+    """Return a run that writes nothing."""
+    from scalemine.executor import InlineExecutor, StopSignals
+    from scalemine.pipeline import Run
+
+    return Run(config, executor or InlineExecutor(), signals or StopSignals(), make=False, show=_show)
+
+
 @app.command()
 def report(workdir: Annotated[Path, typer.Argument(metavar="WORKDIR", help="folder of a finished run")]) -> None:
     """Print the report of a finished run, and write its report.html again."""
@@ -294,14 +364,10 @@ def _run(
     redo: bool,
     check: Callable[[Config], None],
     action: Callable[[Run], None],
+    needs: Sequence[str] | None = None,
 ) -> None:
     """Load the configuration, take the workdir, start the executor, and do it; or only say what would be done."""
-    from scalemine.config import load_config
-
-    extra = [f"compute.executor={executor.value}"] if executor else []
-    if executor is ExecutorName.inline:
-        extra.append("compute.workers=1")
-    config = load_config(path, [*(overrides or []), *extra])
+    config = _load(path, overrides, executor, needs)
     if dry_run:
         _print_plan(config, None if redo else check)
         return
@@ -316,6 +382,18 @@ def _run(
         make_executor(config.compute, signals=signals, wants_gpu=wants_gpu) as where,
     ):
         action(Run(config, where, signals, redo=redo, show=_show, on_forecast=_print_forecast))
+
+
+def _load(
+    path: Path, overrides: list[str] | None, executor: ExecutorName | None, needs: Sequence[str] | None
+) -> Config:
+    """Load the configuration, with the executor that was named on the command line."""
+    from scalemine.config import MINING_SECTIONS, load_config
+
+    extra = [f"compute.executor={executor.value}"] if executor else []
+    if executor is ExecutorName.inline:
+        extra.append("compute.workers=1")
+    return load_config(path, [*(overrides or []), *extra], needs=MINING_SECTIONS if needs is None else needs)
 
 
 def _print_plan(config: Config, check: Callable[[Config], None] | None) -> None:

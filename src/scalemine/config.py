@@ -240,6 +240,17 @@ class GuardConfig(Section):
     hours: float = Field(24.0, gt=0, description="no negative is taken so near in time to a positive of its class")
 
 
+class IndexConfig(Section):
+    """What similarity search goes through: the embeddings themselves, or an approximate index of them."""
+
+    kind: Literal["exact", "ivf", "sq8", "ivf_sq8"] = Field(
+        "exact", description="ivf: only the nearest lists are looked at; sq8: one byte a coordinate; ivf_sq8: both"
+    )
+    lists: int | None = Field(None, ge=1, description="of ivf; None: 4 times the root of the rows, 39 samples each")
+    probes: int = Field(32, ge=1, description="lists looked at per query; changes no file")
+    train_rows: int = Field(100_000, ge=1, description="rows that the index is trained on")
+
+
 class SetsConfig(Section):
     """Training and test sets."""
 
@@ -378,6 +389,7 @@ class Config(Section):
     encoder: EncoderConfig = EncoderConfig()
     mining: MiningConfig = MiningConfig()
     guard: GuardConfig = GuardConfig()
+    index: IndexConfig = IndexConfig()
     sets: SetsConfig = SetsConfig()
     train: TrainConfig = TrainConfig()
     tracking: Literal["none", "tensorboard", "wandb", "mlflow"] = Field("none", description="where training is logged")

@@ -6,6 +6,7 @@ Each step opens its stage, does what is missing, and leaves files; calling it ag
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import logging
 import os
@@ -249,6 +250,28 @@ def check_mine(config: Config) -> None:
         scored.append(_open_similarities(generator, corpus, _open_anchors(generator).fingerprint))
     mined = _open_mined(run, scored, positives, test)
     _open_sets(run, mined, positives, test)
+
+
+def finished_embeddings(run: Run) -> Embeddings:
+    """Return the embeddings of the whole corpus, for who only reads them; writes nothing.
+
+    Raises:
+        InputError: They are not finished, or another configuration made them.
+    """
+    looking = dataclasses.replace(run, redo=False, make=False)
+    corpus = _check_corpus(looking)
+    made_by = "scalemine embed CONFIG makes them"
+    if corpus is None:
+        raise InputError(f"{run.workdir.root}: no imported corpus and no embeddings here; {made_by}")
+    embeddings = _open_embeddings(looking, corpus)
+    missing, all_shards = len(embeddings.missing()), len(corpus.shards)
+    if missing:
+        kept = "" if run.config.encoder.keep_embeddings else " (encoder.keep_embeddings is false)"
+        raise InputError(
+            f"{embeddings.stage.folder}: no finished embeddings here ({all_shards - missing} of {all_shards} shards); "
+            f"{made_by}{kept}"
+        )
+    return embeddings
 
 
 def _check_corpus(run: Run) -> Corpus | None:

@@ -191,6 +191,11 @@ class Workdir:
         return self.root / "embeddings"
 
     @property
+    def index(self) -> Path:
+        """Folder of the search index, one FAISS file per shard of the corpus."""
+        return self.root / "index"
+
+    @property
     def similarities(self) -> Path:
         """Folder of the similarities to the anchors, one Arrow file per shard of the corpus."""
         return self.root / "similarities"

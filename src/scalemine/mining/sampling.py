@@ -69,9 +69,9 @@ def lowest(keys_N: NDArray[Any], size: int, ties_N: NDArray[np.uint64] | None = 
     return candidates[np.lexsort(keys)][:size].astype(np.int64)
 
 
-def groups(shards: Sequence[Shard]) -> list[tuple[Shard, ...]]:
+def groups(shards: Sequence[Shard], size: int = SHARDS_PER_TASK) -> list[tuple[Shard, ...]]:
     """Return the shards in groups, each the work of one task."""
-    return [tuple(shards[start : start + SHARDS_PER_TASK]) for start in range(0, len(shards), SHARDS_PER_TASK)]
+    return [tuple(shards[start : start + size]) for start in range(0, len(shards), size)]
 
 
 @dataclass(frozen=True)
@@ -101,14 +101,19 @@ class _Sampler:
         return found
 
 
-def sample_corpus(corpus: Corpus, size: int, *, seed: int, purpose: str, executor: Executor) -> list[Row]:
-    """Return a simple random sample of the corpus, in order of priority; all of it if it has no more rows."""
+def sample_places(corpus: Corpus, size: int, *, seed: int, purpose: str, executor: Executor) -> list[tuple[str, int]]:
+    """Return the places (shard, row) of a simple random sample of the corpus, in order of priority."""
     found: list[tuple[int, str, int]] = []
     for outcome in executor.map(partial(_Sampler, corpus, size, seed, purpose), groups(corpus.shards)):
         if outcome.error is not None or outcome.result is None:
             raise RuntimeError(f"the corpus cannot be sampled:\n{outcome.error}")
         found = sorted(found + outcome.result)[:size]
-    return fetch_rows(corpus, [(shard, row) for _, shard, row in found])
+    return [(shard, row) for _, shard, row in found]
+
+
+def sample_corpus(corpus: Corpus, size: int, *, seed: int, purpose: str, executor: Executor) -> list[Row]:
+    """Return a simple random sample of the corpus, in order of priority; all of it if it has no more rows."""
+    return fetch_rows(corpus, sample_places(corpus, size, seed=seed, purpose=purpose, executor=executor))
 
 
 def fetch_rows(corpus: Corpus, places: Sequence[tuple[str, int]], columns: Sequence[str] = ()) -> list[Row]:

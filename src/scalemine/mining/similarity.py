@@ -45,6 +45,13 @@ def anchor_grid(anchors_KD: NDArray[np.float32]) -> NDArray[np.float32]:
     return grid
 
 
+def row_grid(vectors_BD: NDArray[np.float16], room_ND: torch.Tensor) -> torch.Tensor:
+    """Return rows of length 1 as whole numbers of grid steps ``(B, D)``, written into float32 room for them."""
+    rows = torch.from_numpy(vectors_BD)
+    grid_BD = room_ND[: len(rows)]
+    return grid_BD.copy_(rows).mul_(COORDINATES_PER_UNIT).round_()
+
+
 def similarities(vectors_ND: NDArray[np.float16], grid_KD: NDArray[np.float32]) -> NDArray[np.int16]:
     """Return S_an ``(N, K)`` in steps of 2^-15: the cosine of each row of length 1 with each anchor.
 
@@ -58,10 +65,7 @@ def similarities(vectors_ND: NDArray[np.float16], grid_KD: NDArray[np.float32]) 
     anchors_KD = torch.from_numpy(grid_KD)
     block_BD = torch.empty((min(BLOCK_ROWS, num_rows), vectors_ND.shape[1]), dtype=torch.float32)
     for start in range(0, num_rows, BLOCK_ROWS):
-        rows = torch.from_numpy(vectors_ND[start : start + BLOCK_ROWS])
-        grid_BD = block_BD[: len(rows)]
-        grid_BD.copy_(rows)
-        grid_BD.mul_(COORDINATES_PER_UNIT).round_()
+        grid_BD = row_grid(vectors_ND[start : start + BLOCK_ROWS], block_BD)
         # A rounded vector may be a little longer than 1, hence the clamp.
         sums_KB = anchors_KD @ grid_BD.T
         sums_KB.div_(COORDINATES_PER_UNIT * ANCHOR_COORDINATES_PER_UNIT // STEPS_PER_UNIT).round_().clamp_(
