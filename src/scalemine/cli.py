@@ -333,6 +333,44 @@ def score(
     _print_scores(scores, {gold: scores}, as_json)
 
 
+@app.command()
+def export(
+    workdir: Annotated[Path, typer.Argument(metavar="WORKDIR", help="folder of a finished run")],
+    format_: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            metavar="FORMAT",
+            help="triplets, n-tuples or labeled-pairs (sentence-transformers; PATH is .parquet or .jsonl), datasets "
+            "(a folder for load_dataset), conll (a folder), jsonl (a file; with --sets, a folder)",
+        ),
+    ],
+    to: Annotated[Path, typer.Option("--to", metavar="PATH", help="file or folder to write")],
+    sets: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME,…", help="only these sets; of pairs, tuples and triplets: only the negatives in these"
+        ),
+    ] = None,
+    negatives_per_anchor: Annotated[int | None, typer.Option(min=1, help="of n-tuples; 3 if not given")] = None,
+    max_false_negative: Annotated[
+        float | None, typer.Option(min=0, max=1, help="leave out negatives likelier than this to be positives")
+    ] = None,
+    redo: Annotated[bool, typer.Option("--redo", help="replace what was exported to PATH before")] = False,
+) -> None:
+    """Write what was mined in the format of a trainer."""
+    from scalemine.config import InputError
+    from scalemine.export import Options
+    from scalemine.export import export as export_workdir
+
+    names = None if sets is None else tuple(dict.fromkeys(filter(None, map(str.strip, sets.split(",")))))
+    if names == ():
+        raise InputError("--sets: expected names of sets parted by commas, such as train_2s,test_2s")
+    report = export_workdir(workdir, to, Options(format_, names, negatives_per_anchor, max_false_negative, redo))
+    for line in report.lines:
+        print(line)
+
+
 def _print_scores(value: Any, scores: dict[str, Any], as_json: bool) -> None:  # noqa: ANN401  JSON
     if as_json:
         print(json.dumps(value, indent=1, ensure_ascii=False))

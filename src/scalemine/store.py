@@ -52,6 +52,29 @@ def write_whole(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextlib.contextmanager
+def write_whole_folder(path: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``path``; on success it takes the name ``path``, in place of what had it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+    before = path.with_name(f"{temporary.name}.before")
+    temporary.mkdir()
+    try:
+        yield temporary
+        had_one = path.exists()
+        if had_one:
+            path.rename(before)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if had_one:
+                before.rename(path)
+            raise
+        shutil.rmtree(before, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def write_json(path: Path, value: Json) -> None:
     """Write a value as JSON, whole or not at all."""
     with write_whole(path) as temporary:
