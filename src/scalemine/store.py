@@ -248,6 +248,16 @@ class Workdir:
         return self.root / "negatives.parquet"
 
     @property
+    def review(self) -> Path:
+        """The tweets that mining is unsure about, the most useful to decide on first."""
+        return self.root / "review.parquet"
+
+    @property
+    def decisions(self) -> Path:
+        """What a person decided on them, one line each."""
+        return self.root / "decisions.jsonl"
+
+    @property
     def sets(self) -> Path:
         """Folder of the training and test sets."""
         return self.root / "sets"
