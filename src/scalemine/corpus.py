@@ -89,11 +89,6 @@ class Corpus:
         """Parquet file of what was read and not accepted: source, line, reason, excerpt."""
         return self.folder / _REJECTS_FILE
 
-    @property
-    def columns(self) -> list[str]:
-        """Names of the columns: id, text and the kept ones."""
-        return list(pq.read_schema(self.shards[0].path).names)
-
     def read(self, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
         """Return the rows of a shard: id, text and the kept columns, all strings; or only some of the columns."""
         with pq.ParquetFile(shard.path) as file:

@@ -210,7 +210,7 @@ def by_positive(
     found: list[list[Proposal]] = []
     for cell in cells:
         least: dict[tuple[str, int], Proposal] = {}
-        for positive in np.flatnonzero(anchors.positive_class_M == cell.class_index):
+        for positive in np.flatnonzero(anchors.positive_class_M == cell.class_index).tolist():
             ids, places = neighbours.ids[positive], neighbours.places(positive)
             purpose = f"{cell.purpose}:{anchors.positive_ids[positive]}"
             priorities_R = priorities(row_keys(ids), seed, purpose)

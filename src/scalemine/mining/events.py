@@ -81,7 +81,7 @@ def _read(text: str) -> float:
     seconds = seconds_of(text)
     if seconds is None:
         raise InputError(
-            f"positives.time: cannot read {text!r} as a time; expected ISO 8601, Twitter's format, or seconds since 1970"
+            f"positives.time: cannot read {text!r} as a time; expected ISO 8601, Twitter's format, or seconds of 1970"
         )
     return seconds
 

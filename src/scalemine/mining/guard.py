@@ -1,8 +1,8 @@
 """The guard: how probable it is that a candidate is a positive that nobody labelled.
 
-P(positive | x) = prior p+(x) / p(x), by Bayes' rule. The ratio of densities comes from a logistic regression of held-out
-positives against the corpus on few features that may only raise it, made monotone and calibrated by isotonic regression;
-the prior from above, as ``strategies.prior_bound`` says. One estimate serves all classes: a tweet of another class is no
+P(positive | x) = prior p+(x) / p(x), by Bayes' rule. The ratio of densities comes from a logistic regression of
+held-out positives against the corpus, on few features that may only raise it, calibrated by isotonic regression; the
+prior from above, as ``strategies.prior_bound`` says. One estimate serves all classes: a tweet of another class is no
 negative either.
 
 Shapes: N candidates, U rows of the corpus's sample, M positives, K classes, D dimensions, F features.
@@ -83,7 +83,7 @@ class Features:
             kept = [k for k in range(len(self.normals)) if (others & (anchors.positive_class_M == k)).any()]
             if not kept:
                 raise InputError(
-                    "guard: all positives are of one event, so none can be held out; set positives.event to another column"
+                    "guard: all positives are of one event, so none is held out; give another column by positives.event"
                 )
             means_KD = np.stack([vectors_MD[others & (anchors.positive_class_M == k)].mean(axis=0) for k in kept])
             z_HK = self._z(
@@ -92,7 +92,7 @@ class Features:
             )
             near_HM = np.where(cosines_MM[held] < COPY_COSINE * STEPS_PER_UNIT, cosines_MM[held], -STEPS_PER_UNIT)
             near_HM[:, held] = -STEPS_PER_UNIT
-            texts = [self.positive_texts[i] for i in np.flatnonzero(held)]
+            texts = [self.positive_texts[i] for i in np.flatnonzero(held).tolist()]
             features_MF[held] = self._row(z_HK, near_HM, texts)
         return features_MF
 
@@ -139,7 +139,8 @@ class Ratio:
     def score(self, features_NF: FloatArray) -> FloatArray:
         """Return the linear score ``(N,)``."""
         standard_NF = (features_NF - self.center_F) / self.scale_F
-        return (standard_NF * self.coefficients[:-1]).sum(axis=1) + self.coefficients[-1]
+        scores_N: FloatArray = (standard_NF * self.coefficients[:-1]).sum(axis=1) + self.coefficients[-1]
+        return scores_N
 
     def of(self, features_NF: FloatArray) -> FloatArray:
         """Return p+(x) / p(x) ``(N,)``, infinite where only positives were seen."""
@@ -305,7 +306,7 @@ class _StratumSampler:
 def sample_strata(
     view: View, normals: Sequence[Normal], size: int, seed: int, executor: Executor
 ) -> tuple[list[Row], FloatArray]:
-    """Return a sample of the corpus, up to ``size`` rows of each stratum, and how many rows each stands for ``(U,)``."""
+    """Return up to ``size`` rows of each stratum of the corpus, and how many rows each stands for ``(U,)``."""
     counts = [0] * (len(STRATA) + 1)
     found: list[list[tuple[int, str, int]]] = [[] for _ in counts]
     corpus = view.similarities.corpus

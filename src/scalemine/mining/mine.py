@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from scipy.cluster.vq import kmeans2
 
 from scalemine.config import SIGMA_BANDED, Config

@@ -1,8 +1,8 @@
 """Difficult negatives: for each class and kind, tweets of the corpus that its rule takes.
 
-Stored similarities (low precision, rounded) only propose candidates; each one that is taken was encoded again in float32
-and may be taken by that. Candidates are gone through in their order, so the outcome depends on the seed and the corpus
-alone.
+Stored similarities (low precision, rounded) only propose candidates; each one that is taken was encoded again in
+float32 and may be taken by that. Candidates are gone through in their order, so the outcome depends on the seed and the
+corpus alone.
 
 Shapes: N texts, K classes, D dimensions, M positives.
 """
