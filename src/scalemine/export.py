@@ -256,10 +256,12 @@ def _of_sets(finished: Finished, negatives: pa.Table, options: Options, report: 
     if options.sets:
         wanted = set[str]().union(*map(_negative_ids, finished.sets(options.sets).values()))
         return negatives.filter([id_ in wanted for id_ in ids])
-    if tests := [name for name in finished.set_names if name.startswith("test_")]:
-        tested = set[str]().union(*map(_negative_ids, finished.sets(tests).values()))
-        if num_tested := sum(id_ in tested for id_ in ids):
-            report.say(f"{num_tested:,} of the negatives are in test sets; --sets train_2s, say, takes only its own")
+    if finished.set_names:
+        used = {name: _negative_ids(table) & set(ids) for name, table in finished.sets().items()}
+        tested = set[str]().union(*(of_set for name, of_set in used.items() if name.startswith("test_")))
+        if tested:
+            trained = ",".join(name for name, of_set in used.items() if of_set and name.startswith("train_"))
+            report.say(f"{len(tested):,} of the negatives are in test sets; --sets {trained} leaves them out")
     return negatives
 
 
@@ -406,7 +408,8 @@ def _export_pairs(finished: Finished, negatives: pa.Table, to: Path, options: Op
             pq.write_table(table, path, compression="zstd")
         else:
             path.write_bytes(json_lines(table.to_pylist()))
-    report.say(f"{table.num_rows:,} {options.format} with {len(matches):,} anchors: {', '.join(table.column_names)}")
+    num_anchors = pc.count_distinct(table.column(0)).as_py()
+    report.say(f"{table.num_rows:,} {options.format} with {num_anchors:,} anchors: {', '.join(table.column_names)}")
 
 
 # Plain rows
