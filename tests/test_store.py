@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from scalemine.config import InputError
-from scalemine.store import Stage, Workdir, fingerprint, open_stage, read_json, write_json, write_whole
+from scalemine.store import (
+    Stage,
+    Workdir,
+    fingerprint,
+    open_stage,
+    read_json,
+    write_json,
+    write_whole,
+    write_whole_folder,
+)
 
 HOLD_THE_LOCK = """
 import sys, time
@@ -69,6 +78,48 @@ def test_write_whole_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:
     assert len(names(tmp_path)) == 2
     open_stage(tmp_path, version=1, settings={}, inputs={})
     assert names(tmp_path) == {"a.txt", "stage.json"}
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_write_whole_folder_appears_at_once(tmp_path: Path, before: bool) -> None:
+    folder = tmp_path / "new" / "a"
+    if before:
+        (folder / "old").mkdir(parents=True)
+    with write_whole_folder(folder) as temporary:
+        (temporary / "b.txt").write_text("half")
+        assert names(folder) == ({"old"} if before else set())
+        assert temporary.parent == folder.parent
+    assert names(folder.parent) == {"a", "b.txt"}
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_write_whole_folder_that_fails_leaves_nothing_behind(tmp_path: Path, before: bool) -> None:
+    folder = tmp_path / "a"
+    if before:
+        (folder / "old").mkdir(parents=True)
+    with pytest.raises(ZeroDivisionError):
+        with write_whole_folder(folder) as temporary:
+            (temporary / "b.txt").write_text("half")
+            raise ZeroDivisionError
+    assert names(tmp_path) == ({"a", "old"} if before else set())
+
+
+def test_write_whole_folder_that_cannot_take_its_name_gives_the_old_one_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a" / "old").mkdir(parents=True)
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if (self / "b.txt").exists():
+            raise PermissionError(13, "refused")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(PermissionError):
+        with write_whole_folder(tmp_path / "a") as temporary:
+            (temporary / "b.txt").write_text("whole")
+    assert names(tmp_path) == {"a", "old"}
 
 
 def test_json_comes_back(tmp_path: Path) -> None:

@@ -256,10 +256,12 @@ def _of_sets(finished: Finished, negatives: pa.Table, options: Options, report: 
     if options.sets:
         wanted = set[str]().union(*map(_negative_ids, finished.sets(options.sets).values()))
         return negatives.filter([id_ in wanted for id_ in ids])
-    if tests := [name for name in finished.set_names if name.startswith("test_")]:
-        tested = set[str]().union(*map(_negative_ids, finished.sets(tests).values()))
-        if num_tested := sum(id_ in tested for id_ in ids):
-            report.say(f"{num_tested:,} of the negatives are in test sets; --sets train_2s, say, takes only its own")
+    if finished.set_names:
+        used = {name: _negative_ids(table) & set(ids) for name, table in finished.sets().items()}
+        tested = set[str]().union(*(of_set for name, of_set in used.items() if name.startswith("test_")))
+        if tested:
+            trained = ",".join(name for name, of_set in used.items() if of_set and name.startswith("train_"))
+            report.say(f"{len(tested):,} of the negatives are in test sets; --sets {trained} leaves them out")
     return negatives
 
 
@@ -406,7 +408,8 @@ def _export_pairs(finished: Finished, negatives: pa.Table, to: Path, options: Op
             pq.write_table(table, path, compression="zstd")
         else:
             path.write_bytes(json_lines(table.to_pylist()))
-    report.say(f"{table.num_rows:,} {options.format} with {len(matches):,} anchors: {', '.join(table.column_names)}")
+    num_anchors = pc.count_distinct(table.column(0)).as_py()
+    report.say(f"{table.num_rows:,} {options.format} with {num_anchors:,} anchors: {', '.join(table.column_names)}")
 
 
 # Plain rows
@@ -487,8 +490,8 @@ class Tagged:
     def describe(self, name: str, report: Report) -> None:
         """Say how large a set is, and what of its spans could not be kept."""
         notes = [
-            (self.num_inexact, "spans do not end where words do"),
-            (self.num_unlabelled, "positives have no spans and are tagged O"),
+            (self.num_inexact, "spans that do not end where words do"),
+            (self.num_unlabelled, "positives without spans, tagged O"),
         ]
         said = "".join(f"; {count:,} {what}" for count, what in notes if count)
         report.say(f"{name}: {len(self.words):,} tweets{said}")
@@ -562,18 +565,35 @@ def _write_datasets(folder: Path, finished: Finished, sets: Mapping[str, pa.Tabl
     for name, table in sets.items():
         tagged = tag_words(name, table)
         tagged.describe(name, report)
-        table = table.select([column for column in table.column_names if column not in ("tokens", "ner_tags")])
-        tags = [[numbers[tag] for tag in row] for row in tagged.tags]
-        table = table.append_column("tokens", pa.array(tagged.words, pa.list_(pa.string())))
-        table = table.append_column("ner_tags", pa.array(tags, pa.list_(pa.int64())))
         part_and_kind = _part_and_kind(name)
         assert part_and_kind is not None
         part, kind = part_and_kind
-        tables[kind, part] = table
+        tables[kind, part] = _with_tags(table, tagged, numbers)
+    tables = _alike(tables)
+    for (kind, part), table in tables.items():
         with write_whole(folder / _data_file(kind, part)) as path:
             pq.write_table(table, path, compression="zstd")
     with write_whole(folder / "README.md") as path:
         path.write_text(dataset_card(tables, names), encoding="utf-8")
+
+
+def _with_tags(table: pa.Table, tagged: Tagged, numbers: Mapping[str, int]) -> pa.Table:
+    table = table.select([name for name in table.column_names if name not in ("tokens", "ner_tags")])
+    tags = [[numbers[tag] for tag in row] for row in tagged.tags]
+    table = table.append_column("tokens", pa.array(tagged.words, pa.list_(pa.string())))
+    return table.append_column("ner_tags", pa.array(tags, pa.list_(pa.int64())))
+
+
+def _alike(tables: Mapping[tuple[str, str], pa.Table]) -> dict[tuple[str, str], pa.Table]:
+    """Return tables with the same columns in the train and test part of a kind; what a part has not is null."""
+    empty: dict[str, pa.Table] = {}
+    for (kind, _), table in tables.items():
+        parts = [empty[kind], table.slice(0, 0)] if kind in empty else [table.slice(0, 0)]
+        empty[kind] = pa.concat_tables(parts, promote_options="permissive")
+    return {
+        (kind, part): pa.concat_tables([empty[kind], table], promote_options="permissive")
+        for (kind, part), table in tables.items()
+    }
 
 
 def _data_file(kind: str, part: str) -> str:
@@ -628,7 +648,9 @@ def features(schema: pa.Schema, tags: Sequence[str]) -> Rows:
 def _feature(kind: pa.DataType) -> dict[str, Any]:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         inner = _feature(kind.value_type)
-        return {"list": inner.get("struct", inner.get("dtype", inner))}
+        return {
+            "large_list" if pa.types.is_large_list(kind) else "list": inner.get("struct", inner.get("dtype", inner))
+        }
     if pa.types.is_struct(kind):
         return {"struct": [{"name": one.name} | _feature(one.type) for one in kind]}
     renamed = {pa.float16(): "float16", pa.float32(): "float32", pa.float64(): "float64"}
