@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mining import oracles
@@ -74,6 +74,8 @@ def queries():
 
 
 @settings(max_examples=60, deadline=None)
+@example(60, 1, 2, 5, 0)
+@example(60, 2, 5, 12, 1)
 @given(st.integers(1, 60), st.integers(1, 30), st.integers(1, 5), st.integers(1, 70), st.integers(0, 10**6))
 def test_block_equals_the_oracle(num_rows, num_different, num_queries, k, seed):
     # The fewer different vectors, the longer the ties, which often reach beyond what FAISS was asked for.

@@ -114,7 +114,6 @@ def search(
     if k < 1:
         raise ValueError(f"expected k of at least 1, got {k}")
     shards = embeddings.corpus.shards
-    k = min(k, embeddings.corpus.num_rows)
     worker = partial(_Searcher, embeddings, anchor_grid(queries_QD), k, index, threads)
     rank = partial(_rank, embeddings)
     hits = _nothing(len(queries_QD))
