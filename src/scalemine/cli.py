@@ -249,6 +249,37 @@ def report(workdir: Annotated[Path, typer.Argument(metavar="WORKDIR", help="fold
 
 
 @app.command()
+def review(
+    workdir: Annotated[Path, typer.Argument(metavar="WORKDIR", help="folder of a finished run")],
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="of the page; 0: a free one")] = 0,
+    again: Annotated[bool, typer.Option("--all", help="also ask for what is decided already")] = False,
+    open_browser: Annotated[bool, typer.Option("--open/--no-open", help="open the page in the browser")] = False,
+) -> None:
+    """Decide on the tweets that mining is unsure about, on a local page, by keyboard."""
+    import threading
+    import webbrowser
+
+    from scalemine.review import Review, ReviewServer
+    from scalemine.store import Workdir
+
+    found = Review(Workdir(workdir), again=again)
+    if not found.candidates:
+        print("nothing to review: mining was unsure about no tweet")
+        return
+    if found.progress()["next"] is None:
+        print(f"nothing left to review: {found.summary()}; --all asks for them again")
+        print("scalemine mine CONFIG --redo reads your decisions")
+        return
+    with contextlib.suppress(KeyboardInterrupt), ReviewServer(found, port) as server:
+        print(f"review: {server.url}\nCtrl-C ends it; every answer is saved at once", flush=True)
+        if open_browser:
+            # Not in this thread: some browsers run until they are closed.
+            threading.Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
+        server.serve_forever()
+    print(found.summary())
+
+
+@app.command()
 def sample(
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="folder of the sample")],
     tweets: Annotated[int, typer.Option(min=100, help="size of the corpus")] = 20_000,
