@@ -49,7 +49,7 @@ SPARE = 16
 # Queries whose ties are settled at a time; each takes the sums of a whole block.
 TIED_QUERIES = 64
 # Numbers of a block of candidates' vectors.
-CANDIDATE_BLOCK = 2**24
+CANDIDATE_BLOCK = 2**21
 # An index proposes this many times k in each shard.
 CANDIDATES_PER_HIT = 4
 GPU_MAX_K = 2_048
