@@ -236,6 +236,28 @@ def _looking(config: Config, executor: Executor | None = None, signals: StopSign
 
 
 @app.command()
+def rounds(
+    config: ConfigPath,
+    number: Annotated[int, typer.Option("-n", "--rounds", min=1, help="rounds of mining by the model")] = 2,
+    overrides: Overrides = None,
+    executor: OptExecutor = None,
+    redo: Redo = False,
+) -> None:
+    """Mine and train; then, in rounds, mine what the model wrongly tags, and train again."""
+    from rich.console import Console
+
+    from scalemine.pipeline import check_mine
+    from scalemine.report.scores import print_rounds
+    from scalemine.rounds import run_rounds
+
+    def action(run: Run) -> None:
+        print_rounds(Console(), run_rounds(run, number))
+        print(f"training sets of the rounds: {run.workdir.rounds}; models: {run.workdir.runs}")
+
+    _run(config, overrides, executor, False, redo, check_mine, action)
+
+
+@app.command()
 def report(workdir: Annotated[Path, typer.Argument(metavar="WORKDIR", help="folder of a finished run")]) -> None:
     """Print the report of a finished run, and write its report.html again."""
     from scalemine.config import InputError

@@ -176,6 +176,12 @@ class MiningConfig(Section):
         None, description="of model: a trained tagger, or Parquet with id, score and perhaps class_name"
     )
     pool: int = Field(5_000, ge=1, description="of model: tweets that the tagger reads, drawn from those of z above 1")
+    replace: float = Field(
+        0.5,
+        gt=0,
+        le=1,
+        description="largest share of the negatives that a round replaces, once a model finds them easy",
+    )
     generators: tuple[str, ...] = Field(
         (), description="further encoders that propose candidates; each, and encoder.model, has an equal share"
     )

@@ -42,7 +42,7 @@ from scalemine.mining.embeddings import (
 )
 from scalemine.mining.encoder import Encoder, encoder_settings, load_encoder
 from scalemine.mining.events import columns_of
-from scalemine.mining.mine import ScoredCorpus, mine, texts_of
+from scalemine.mining.mine import Mined, ScoredCorpus, mine, texts_of
 from scalemine.mining.probe import Probe, load_probe, probe_size, store_probe
 from scalemine.mining.sampling import sample_corpus
 from scalemine.mining.similarity import anchor_grid
@@ -171,6 +171,27 @@ def run_mine(run: Run) -> pa.Table:
         # With the same configuration, --redo discards nothing.
         logger.info("already finished; nothing to do (to mine otherwise, change the configuration and add --redo)")
     return table
+
+
+def mine_again(run: Run, model: str, *, per_class: int, without: Sequence[str]) -> Mined:
+    """Return what a trained model takes for positives in a corpus that was mined before, the surest first.
+
+    Args:
+        run: Of the mined corpus.
+        model: Folder of the tagger.
+        per_class: How many at most of each class.
+        without: Texts whose copies are not taken.
+    """
+    update = {"strategy": "model", "query": "anchor", "model": model, "per_class": per_class, "generators": ()}
+    config = run.config.model_copy(update={"mining": run.config.mining.model_copy(update=update)})
+    positives, test = _read_positives(config)
+    corpora = [_score(run, run_import(run), positives, None)]
+    with run.show("score", config.mining.pool) as advance:
+        scored = scores.score_candidates(config, corpora[0], run.executor, on_rows=advance)
+    return mine(
+        config, corpora, positives, test, decisions=_decisions(run), scored=scored, threads=run.threads,
+        executor=run.executor, exclude=without,
+    )  # fmt: skip
 
 
 def _generator(run: Run, model: str) -> Run:
@@ -410,7 +431,7 @@ def _mine(run: Run, stage: Stage, corpora: list[ScoredCorpus], positives: Positi
     config = run.config
     scored: list[Scored] = []
     if config.mining.strategy == "model":
-        with run.show("score", None) as advance:
+        with run.show("score", config.mining.pool) as advance:
             scored = scores.score_candidates(config, corpora[0], run.executor, on_rows=advance)
     mined = mine(
         config, corpora, positives, test, decisions=_decisions(run), scored=scored, threads=run.threads,

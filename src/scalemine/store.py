@@ -268,6 +268,11 @@ class Workdir:
         return self.root / "runs"
 
     @property
+    def rounds(self) -> Path:
+        """Folder of the rounds of mining by the model, one folder each."""
+        return self.root / "rounds"
+
+    @property
     def features(self) -> Path:
         """Folder of the cached vectors of words, by encoder."""
         return self.root / "features"

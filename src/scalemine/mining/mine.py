@@ -70,6 +70,7 @@ def mine(
     scored: Sequence[Scored],
     threads: int,
     executor: Executor,
+    exclude: Sequence[str] = (),
 ) -> Mined:
     """Mine negatives as the configuration says.
 
@@ -82,6 +83,7 @@ def mine(
         scored: What a model took for positives; for the strategy model.
         threads: Of one worker.
         executor: Where the corpus is gone through.
+        exclude: Further texts whose copies are not taken.
     """
     fitted = [_fit(config, corpus, executor) for corpus in corpora]
     main, rows, measured = fitted[0]
@@ -98,7 +100,7 @@ def mine(
         available={key: count if count is not None else main.similarities.corpus.num_rows
                    for key, count in available.items()},
         precautions=Precautions(
-            positive_keys=frozenset(map(duplicate_key, texts_of(positives, test))),
+            positive_keys=frozenset(map(duplicate_key, [*texts_of(positives, test), *exclude])),
             guard=guard,
             config=config.guard,
             decisions=decisions,

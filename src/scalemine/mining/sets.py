@@ -114,7 +114,7 @@ def make_sets(
         mined = split_mined(negatives, kind, train_counts, test_counts)
         # What the strategy random mined for the classes is another set than the random tweets of all.
         name = "mined_random" if kind == "random" else kind
-        split[name] = ([_mined(row) for row in mined[0]], [_mined(row) for row in mined[1]])
+        split[name] = (negative_rows(mined[0]), negative_rows(mined[1]))
     if mix:
         split[MIX] = (
             _mixed({kind: rows for kind, (rows, _) in split.items()}, mix, num_train),
@@ -149,7 +149,12 @@ def _random(row: Row) -> dict[str, Any]:
     return _negative(row.id, row.text, None, "random", None)
 
 
-def _mined(row: dict[str, Any]) -> dict[str, Any]:
+def negative_rows(mined: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return mined negatives as rows of a set."""
+    return [_mined(row) for row in mined]
+
+
+def _mined(row: Mapping[str, Any]) -> dict[str, Any]:
     probability = row["false_negative_probability"]
     return _negative(row["id"], row["text"], row["class_name"], f"mined_{row['kind']}", probability)
 
