@@ -212,12 +212,12 @@ def _distribution_row(distribution: Json, weak_auc: float) -> tuple[Cell, ...]:
 
 
 def yield_table(yields: list[Json], forecast: list[Json]) -> Table:
-    """Return one row per class and band: what was wanted, forecast, there, and found."""
-    found_by_key = {(entry["class_name"], entry["band"]): entry for entry in yields}
-    forecast_by_key = {(entry["class_name"], entry["band"]): entry for entry in forecast}
+    """Return one row per class and kind of negatives: what was wanted, forecast, there, and found."""
+    found_by_key = {(entry["class_name"], _kind_name(entry)): entry for entry in yields}
+    forecast_by_key = {(entry["class_name"], _kind_name(entry)): entry for entry in forecast}
     columns = (
         Column("Class", "class", numeric=False),
-        Column("Band", "band", numeric=False),
+        Column("Kind", "kind", numeric=False),
         Column("Quota", "quota"),
         Column("Forecast (interval)", "forecast"),
         Column("Available", "available"),
@@ -231,7 +231,7 @@ def yield_table(yields: list[Json], forecast: list[Json]) -> Table:
         quota = mined.get("quota", (expected or {}).get("quota"))
         row = (
             Cell(plain_name(key[0])),
-            Cell(BAND_NAMES.get(key[1], str(key[1]))),
+            Cell(plain_name(key[1])),
             Cell(whole(quota)),
             Cell(_interval(expected)),
             Cell(whole(mined.get("available"))),
@@ -239,7 +239,54 @@ def yield_table(yields: list[Json], forecast: list[Json]) -> Table:
             _shortfall(quota, mined.get("found")),
         )
         rows.append(row)
-    return Table("Negatives wanted, forecast and found, by class and band", columns, tuple(rows))
+    return Table("Negatives wanted, forecast and found, by class and kind", columns, tuple(rows))
+
+
+def _kind_name(entry: Json) -> str:
+    """Return a band of sigma as the other tables name it, any other kind as it is."""
+    kind = str(entry.get("kind") or "")
+    in_sigma = entry["band"] is not None and not kind.endswith("q")
+    return BAND_NAMES.get(entry["band"], str(entry["band"])) if in_sigma else kind
+
+
+def guard_table(guard: Json) -> Table:
+    """Return how well the guard's probability is calibrated: one row per bin of it."""
+    columns = (
+        Column("Said to be a positive, %", "said from", numeric=False),
+        Column("Tweets of the corpus, %", "corpus %"),
+        Column("Mean of what was said, %", "said %"),
+        Column("Seen, %", "seen %"),
+        Column("Held-out positives", "positives"),
+    )
+    rows = tuple(
+        (
+            Cell(f"{100 * row['low']:g} to {100 * row['high']:g}"),
+            Cell(percent(row["share_of_corpus"])),
+            Cell(percent(row["said"])),
+            Cell(percent(row["seen"])),
+            Cell(whole(row["positives"])),
+        )
+        for row in guard.get("reliability") or []
+    )
+    return Table("The guard's probability on held-out data: what was said and what was seen", columns, rows)
+
+
+def guard_sentences(findings: Findings) -> list[str]:
+    """Return what the guard assumed and did, in plain sentences; none where there was no guard."""
+    guard = findings.part("guard")
+    if not guard:
+        return []
+    budget = (findings.part("config").get("guard") or {}).get("max_false_negative")
+    sentences = [
+        f"At most {percent(guard['prior'])} % of the corpus are positives ({plain_name(guard['prior_is'])})."
+        if guard["prior_is"] != "given"
+        else f"{percent(guard['prior'])} % of the corpus are positives (given).",
+        f"No negative has a probability above {percent(budget)} % of being one.",
+    ]
+    waiting = findings.manifest.get("to_review")
+    if waiting:
+        sentences.append(f"{whole(waiting)} tweets may be positives and wait for a review.")
+    return sentences
 
 
 def _interval(expected: Json | None) -> str:
@@ -398,6 +445,9 @@ def print_report(console: Console, workdir: Workdir, *, per_band: int = 3) -> No
         _print_distributions(console, findings)
     if findings.entries("yield") or findings.entries("forecast"):
         print_table(console, yield_table(findings.entries("yield"), findings.entries("forecast")))
+    if findings.part("guard"):
+        print_table(console, guard_table(findings.part("guard")))
+        console.print(Text(" ".join(guard_sentences(findings))))
     if findings.entries("sets"):
         print_table(console, sets_table(findings.entries("sets")))
     if findings.negatives is not None and per_band > 0:
