@@ -112,6 +112,8 @@ def mine(
     )  # fmt: skip
     yields = _yields(config, mined, wanted, available)
     warnings = distributions.weak_anchor_warnings(rows, config.mining) + _shortages(yields, mined)
+    if guard is None and 4 in kinds(config.mining).values():
+        warnings.append("band 4 holds true positives, too; guard.max_false_negative, such as 0.05, keeps them out")
     return Mined(mined, rows, measured, yields, guard.facts if guard else None, warnings)
 
 
