@@ -131,16 +131,13 @@ class Page:
         element = f"document.getElementById({identifier!r})"
         return self.value(f"{element}.checkVisibility() ? {element}.innerText : ''")
 
-    def press(self, key: str, *, times: int = 1, held: bool = False) -> None:
-        """Press a key, as the keyboard does; ``held``: all times after the first are repeats of a key held down."""
+    def press(self, key: str, *, repeated: bool = False) -> None:
+        """Press a key, as the keyboard does; ``repeated``: it is held down, and comes once more."""
         code = _NAMED_KEYS.get(key) or ord(key.upper())
         name = {"key": key, "code": key if key in _NAMED_KEYS else f"Key{key.upper()}", "windowsVirtualKeyCode": code}
         text = {"text": "\r"} if key == "Enter" else {} if key in _NAMED_KEYS else {"text": key}
-        for number in range(times):
-            self.call("Input.dispatchKeyEvent", type="keyDown", autoRepeat=held and number > 0, **name, **text)
-            if not held:
-                self.call("Input.dispatchKeyEvent", type="keyUp", **name)
-        if held:
+        self.call("Input.dispatchKeyEvent", type="keyDown", autoRepeat=repeated, **name, **text)
+        if not repeated:
             self.call("Input.dispatchKeyEvent", type="keyUp", **name)
 
     def click(self, identifier: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -13,7 +14,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
@@ -74,7 +74,7 @@ def workdir(tmp_path: Path) -> Workdir:
     return write(tmp_path / "work", [row(number, text) for number, text in enumerate(TEXTS)])
 
 
-@contextmanager
+@contextlib.contextmanager
 def served(workdir: Workdir, *, again: bool = False) -> Iterator[ReviewServer]:
     with ReviewServer(Review(workdir, again=again)) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
@@ -418,6 +418,12 @@ def test_a_hanging_client_holds_up_no_other(server):
         assert ask(server).status == 200
 
 
+def test_connections_wait_for_their_turn(workdir):
+    with ReviewServer(Review(workdir)) as busy, contextlib.ExitStack() as open_ones:
+        for _ in range(40):
+            open_ones.enter_context(socket.create_connection((HOST, busy.server_port), timeout=20))
+
+
 @pytest.mark.parametrize("column", ["text", "band", "false_negative_probability"])
 def test_a_missing_column_is_named(workdir, column):
     pq.write_table(pq.read_table(workdir.review).drop_columns([column]), workdir.review)
@@ -601,17 +607,55 @@ def test_buttons_do_what_keys_do(page, workdir):
 
 
 @needs_chromium
-def test_keys_pressed_twice_or_held_or_with_others_answer_once(page, workdir):
-    page.press("y", times=3)
-    page.wait(IDLE)
+def test_keys_held_down_or_with_others_do_not_answer(page, workdir):
+    press(page, "y")
+    for _ in range(3):
+        page.press("y", repeated=True)
+        page.wait(IDLE)
     assert decided(workdir) == [("id0", "yes")]
-    page.press("n", times=60, held=True)
-    page.wait(IDLE)
-    assert decided(workdir) == [("id0", "yes"), ("id1", "no")]
     control = 2
     page.call("Input.dispatchKeyEvent", type="keyDown", key="s", code="KeyS", modifiers=control)
     press(page, "xq")
-    assert len(decided(workdir)) == 2
+    assert len(decided(workdir)) == 1
+
+
+@needs_chromium
+def test_keys_are_ignored_while_an_answer_is_saved(page, workdir, monkeypatch):
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(*args, **kwargs):
+        begun.set()
+        assert go_on.wait(20)
+        append_decision(*args, **kwargs)
+
+    monkeypatch.setattr(review, "append_decision", slowly)
+    page.press("y")
+    assert begun.wait(20)
+    assert page.text("position") == "1 of 5"
+    for key in "ynsu":
+        page.press(key)
+    page.click("no")
+    go_on.set()
+    page.wait(IDLE)
+    assert decided(workdir) == [("id0", "yes")]
+    assert page.text("position") == "2 of 5"
+    methods = [event["request"]["method"] for event in page.of_kind("Network.requestWillBeSent")]
+    assert methods.count("POST") == 1
+
+
+@needs_chromium
+def test_a_key_pressed_twice_does_not_answer_for_the_next_tweet(page, workdir):
+    # The second press comes 50 ms after the next tweet is shown, by the clock of the page.
+    page.value(
+        "new MutationObserver(() => setTimeout(() => {"
+        " document.dispatchEvent(new KeyboardEvent('keydown', {key: 'y'})); window.pressedTwice = true; }, 50))"
+        ".observe(document.getElementById('position'), {childList: true})"
+    )
+    page.press("y")
+    page.wait("window.pressedTwice")
+    page.wait(IDLE)
+    assert page.text("position") == "2 of 5"
+    assert decided(workdir) == [("id0", "yes")]
 
 
 @needs_chromium
