@@ -51,7 +51,7 @@ def row(number: int, text: str, **changes: object) -> dict[str, object]:
         "nearest_positive_id": f"p{number}",
         "nearest_positive_text": f"Truck overturned {number}",
         "nearest_positive_class": "traffic",
-        "nearest_positive_cosine": 0.7125,
+        "nearest_positive_cosine": 0.7131,
         "false_negative_probability": 0.625,
     }
     return values | changes
@@ -155,7 +155,7 @@ def test_values_that_are_missing_are_shown_as_such(tmp_path):
     shown = Review(write(tmp_path, [row(0, "a", **changes), row(1, "b", band=-7, z=float("nan"))]))
     assert shown.candidate(0)["positive_text"] == shown.candidate(0)["positive_class"] == ""
     assert dict(shown.candidate(0)["facts"]) == {
-        "Chance of being a positive": "–", "Band": "–", "z": "–", "Cosine to the anchor": "–",
+        "Found for": "traffic", "Chance of being a positive": "–", "Band": "–", "z": "–", "Cosine to the anchor": "–",
     }  # fmt: skip
     assert dict(shown.candidate(1)["facts"])["Band"] == "-7"
 
@@ -548,11 +548,11 @@ def press(page: Page, keys: str) -> None:
 
 @needs_chromium
 def test_tweets_are_decided_by_keyboard(page, workdir):
-    assert page.text("question") == "Is this a traffic tweet, like the one below?"
+    assert page.text("question") == "Is this a positive, a tweet of traffic?"
     assert page.text("text") == TEXTS[0]
     assert page.text("positive-text") == "Truck overturned 0"
     assert page.text("positive") == "The nearest positive, of class traffic, cosine 0.713"
-    assert page.text("facts").split("\n")[:2] == ["Chance of being a positive", "0.62"]
+    assert page.text("facts").split("\n")[2:4] == ["Chance of being a positive", "0.62"]
     assert page.text("position") == "1 of 5"
     assert page.text("counts") == "decided: 0 (0 yes, 0 no, 0 skipped)"
     press(page, "yns")
@@ -752,7 +752,7 @@ def test_nothing_is_cut_off_or_scrolls_sideways(browser, tmp_path, width):
 
 
 @needs_chromium
-def test_the_question_names_the_class_and_likens_only_to_its_own(browser, tmp_path):
+def test_the_question_names_all_classes_as_a_positive_of_any_is_no_negative(browser, tmp_path):
     rows = [
         row(0, "a", class_name="armed_assault"),
         row(1, "b", nearest_positive_text=None, nearest_positive_class=None),
@@ -760,8 +760,9 @@ def test_the_question_names_the_class_and_likens_only_to_its_own(browser, tmp_pa
     with served(write(tmp_path, rows)) as server:
         page = browser.open(server.url)
         page.wait(IDLE)
-        assert page.text("question") == "Is this an armed_assault tweet?"
+        assert page.text("question") == "Is this a positive, a tweet of armed_assault, traffic?"
+        assert page.text("facts").split("\n")[:2] == ["Found for", "armed_assault"]
         assert page.text("positive") == "The nearest positive, of class traffic, cosine 0.713"
         press(page, "y")
-        assert page.text("question") == "Is this a traffic tweet?"
+        assert page.text("facts").split("\n")[:2] == ["Found for", "traffic"]
         assert page.text("positive-card") == ""

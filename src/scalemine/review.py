@@ -27,8 +27,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from scalemine.config import InputError
 from scalemine.decisions import Decision, append_decision, read_decisions
+from scalemine.mining.negatives import REVIEW_SCHEMA
 from scalemine.report.tables import BAND_NAMES, MISSING, decimal, plain_line, plain_name
-from scalemine.store import Json, Workdir
+from scalemine.store import Json, Workdir, read_json
 from scalemine.text import duplicate_key
 
 HOST = "127.0.0.1"
@@ -38,22 +39,6 @@ MAX_BODY_BYTES = 1_024
 ANYTHING: Final = "anything"
 # Long tweets are shown whole; a damaged record is not.
 _MAX_TWEET_CHARS = 4_000
-
-_SCHEMA = pa.schema(
-    [
-        pa.field("id", pa.string(), nullable=False),
-        pa.field("text", pa.string(), nullable=False),
-        pa.field("class_name", pa.string(), nullable=False),
-        pa.field("band", pa.int64()),
-        pa.field("cosine", pa.float64()),
-        pa.field("z", pa.float64()),
-        pa.field("nearest_positive_id", pa.string()),
-        pa.field("nearest_positive_text", pa.string()),
-        pa.field("nearest_positive_class", pa.string()),
-        pa.field("nearest_positive_cosine", pa.float64()),
-        pa.field("false_negative_probability", pa.float64()),
-    ]
-)
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +67,7 @@ class Candidate:
             "text": plain_line(row["text"], _MAX_TWEET_CHARS),
             "class_name": plain_name(row["class_name"]),
             "facts": [
+                ["Found for", plain_name(row["class_name"])],
                 ["Chance of being a positive", decimal(row["false_negative_probability"], 2)],
                 ["Band", MISSING if band is None else BAND_NAMES.get(band, str(band))],
                 ["z", decimal(row["z"], 2, signed=True)],
@@ -111,6 +97,14 @@ class Review:
         # Keys that need not be asked for any more.
         self._settled = set() if again else set(self._decisions)
         self._lock = threading.Lock()
+
+    @property
+    def class_names(self) -> list[str]:
+        """The classes whose positives are to be told: those that were mined for."""
+        if self.workdir.distributions.exists():
+            return [row["class_name"] for row in read_json(self.workdir.distributions)]
+        rows = [candidate.row for candidate in self.candidates]
+        return sorted({row[key] for row in rows for key in ("class_name", "nearest_positive_class")} - {None})
 
     def candidate(self, index: int) -> Json:
         """Return what the page shows of one tweet, with the decision on it so far."""
@@ -182,9 +176,9 @@ def _read_candidates(path: Path) -> list[Candidate]:
         raise InputError(f"{path}: nothing to review here yet; scalemine mine CONFIG makes it, with mining.guard")
     try:
         table = pq.read_table(path)
-        if missing := [name for name in _SCHEMA.names if name not in table.column_names]:
+        if missing := [name for name in REVIEW_SCHEMA.names if name not in table.column_names]:
             raise ValueError(f"no column {', '.join(missing)}")
-        table = table.select(_SCHEMA.names).cast(_SCHEMA)
+        table = table.select(REVIEW_SCHEMA.names).cast(REVIEW_SCHEMA)
         table.validate(full=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path}: not what mining writes ({error}); mine again") from None
@@ -236,6 +230,7 @@ class ReviewServer(ThreadingHTTPServer):
             base=f"/{self.token}",
             workdir=plain_line(workdir.resolve().name or str(workdir), 120),
             progress=json.dumps(self.review.progress()),
+            classes=", ".join(map(plain_name, self.review.class_names)),
         )
 
     def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ANN401  as inherited

@@ -54,7 +54,8 @@ SCHEMA = pa.schema(
     ]
 )
 REVIEW_SCHEMA = pa.schema(
-    [SCHEMA.field(name) for name in ("id", "text", "class_name", "band", "cosine", "z", "nearest_positive_id")]
+    [SCHEMA.field(name).with_nullable(False) for name in ("id", "text", "class_name")]
+    + [SCHEMA.field(name) for name in ("band", "cosine", "z", "nearest_positive_id")]
     + [("nearest_positive_text", pa.string()), ("nearest_positive_class", pa.string())]
     + [SCHEMA.field(name) for name in ("nearest_positive_cosine", "false_negative_probability")]
 )
