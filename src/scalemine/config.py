@@ -233,6 +233,9 @@ class GuardConfig(Section):
         le=1,
         description="what is above the budget and below this goes to review.parquet, the rest is dropped",
     )
+    review_size: int = Field(
+        500, ge=0, description="largest number of tweets in review.parquet, the least probable first"
+    )
     prior: float | None = Field(
         None, gt=0, lt=1, description="share of positives in the corpus; None: estimated from above"
     )

@@ -195,8 +195,8 @@ class Guard:
     prior: float
     facts: dict[str, Any]
 
-    def probability(self, texts: Sequence[str], vectors_ND: NDArray[np.float32]) -> FloatArray:
-        """Return P(positive) ``(N,)`` of tweets with their float32 embeddings."""
+    def probability(self, texts: Sequence[str], vectors_ND: NDArray[np.float32] | Vectors) -> FloatArray:
+        """Return P(positive) ``(N,)`` of tweets with their embeddings."""
         features_NF = self.features.of(texts, vectors_ND.astype(np.float16))
         return np.minimum(1.0, self.prior * self.ratio.of(features_NF))
 

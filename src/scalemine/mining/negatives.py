@@ -129,6 +129,7 @@ class _Choice:
     vectors: list[dict[str, FloatArray]] = field(default_factory=list)
     keys: dict[str, bytes] = field(default_factory=dict)
     probabilities: dict[str, float] = field(default_factory=dict)
+    guesses: dict[str, float] = field(default_factory=dict)
     near: dict[str, set[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -190,16 +191,17 @@ class _Choice:
         cosines_K = self.cosines(row.text, cell.view)
         if cosines_K is not None and not cell.rule.holds(cosines_K):
             return OUTSIDE
-        if row.text in self.probabilities:
-            reason = rules.verdict(self.probabilities[row.text], key)
-            if reason:
-                return reason
+        probability = self.probabilities.get(row.text, self.guesses.get(row.text, 0.0) / GUESS_MARGIN)
+        reason = rules.verdict(probability, key)
+        if reason:
+            return reason
         return NEAR_NEGATIVE if not texts.isdisjoint(self.near.get(row.text, ())) else None
 
     def verify(
         self, candidates: Sequence[Sequence[Row]], order: Sequence[int]
     ) -> tuple[list[list[Row]], Counter[str], dict[str, tuple[Row, Cell]]]:
         """Return the choice in which every tweet was encoded in float32, and may be taken."""
+        self._guess(candidates)
         while True:
             outcome = self.take(candidates, order)
             wanted: list[set[str]] = [set() for _ in self.views]
@@ -213,6 +215,27 @@ class _Choice:
                 if texts:
                     self.vectors[view].update(zip(texts, self.views[view].encode(texts), strict=True))
             self._look_at(unknown[0])
+
+    def _guess(self, candidates: Sequence[Sequence[Row]]) -> None:
+        """Guess from stored embeddings which candidates the guard will stop: they need not be encoded again."""
+        guard, embeddings = self.precautions.guard, self.views[0].embeddings
+        if guard is None or embeddings is None:
+            return
+        rows = {row.text: row for part in candidates for row in part if row.text not in self.guesses}
+        if rows:
+            vectors_ND = embeddings.at([(row.shard, row.row) for row in rows.values()])
+            probabilities = guard.probability(list(rows), vectors_ND)
+            self.guesses.update(zip(rows, probabilities.tolist(), strict=True))
+
+    def to_review(self, unsure: Mapping[str, tuple[Row, Cell]]) -> list[tuple[Row, Cell]]:
+        """Return what is to be reviewed, encoded, the least probable first; not more than somebody would look at."""
+        known = {text: self.probabilities.get(text, self.guesses.get(text, 1.0)) for text in unsure}
+        texts = sorted(known, key=lambda text: (known[text], text))[: self.precautions.config.review_size]
+        unknown = [text for text in texts if text not in self.vectors[0]]
+        if unknown:
+            self.vectors[0].update(zip(unknown, self.views[0].encode(unknown), strict=True))
+            self._look_at(unknown)
+        return [unsure[text] for text in sorted(texts, key=lambda text: (self.probabilities[text], text))]
 
     def _look_at(self, texts: Sequence[str]) -> None:
         """Learn of texts that were just encoded how probable positives they are, and what they nearly repeat."""
@@ -228,6 +251,8 @@ class _Choice:
                 self.near.setdefault(other, set()).add(one)
 
 
+# A probability guessed from stored embeddings may be off by this factor before it counts.
+GUESS_MARGIN = 1.25
 # Texts that are compared with all others at a time.
 _BLOCK = 512
 
@@ -291,12 +316,10 @@ def mine_negatives(
             break
         before = lengths
         sizes = [size * 4 if cut else size for size, cut in zip(sizes, cut_short, strict=True)]
+    num_candidates = len(choice.vectors[0])
     table = _table(chosen, choice, config, seed, encoders)
-    review = [_describe(choice, row, cell, config) for row, cell in unsure.values()]
-    review.sort(key=lambda row: (row["false_negative_probability"], row["id"]))
-    return MinedNegatives(
-        table, pa.Table.from_pylist(review, schema=REVIEW_SCHEMA), dict(passed_over), len(choice.vectors[0])
-    )
+    review = [_describe(choice, row, cell, config) for row, cell in choice.to_review(unsure)]
+    return MinedNegatives(table, pa.Table.from_pylist(review, schema=REVIEW_SCHEMA), dict(passed_over), num_candidates)
 
 
 def _table(
