@@ -347,6 +347,9 @@ def _describe(choice: _Choice, row: Row, cell: Cell, config: MiningConfig) -> di
     assert cosines_K is not None
     normal = view.normals[cell.class_name]
     cosine = cosines_K[[cell.class_index]]
+    probability = choice.probabilities.get(row.text)
+    if choice.precautions.decisions.get(choice.key(row)) == "no":
+        probability = 0.0
     near_M = view.anchors.positives_MD @ choice.vectors[0][row.text]
     nearest = int(near_M.argmax())
     return {
@@ -360,5 +363,5 @@ def _describe(choice: _Choice, row: Row, cell: Cell, config: MiningConfig) -> di
         "nearest_positive_text": view.anchors.positive_texts[nearest],
         "nearest_positive_class": view.anchors.class_names[view.anchors.positive_class_M[nearest]],
         "nearest_positive_cosine": float(near_M[nearest]),
-        "false_negative_probability": choice.probabilities.get(row.text),
+        "false_negative_probability": probability,
     }
