@@ -45,6 +45,12 @@ def view(world, tmp_path_factory):
     return world.view(tmp_path_factory.mktemp("view"), 37)
 
 
+@pytest.fixture(scope="module", params=[11, 10_000])
+def sharded(request, world, tmp_path_factory):
+    """The same corpus in other shards."""
+    return world.view(tmp_path_factory.mktemp("sharded"), request.param)
+
+
 def race_key(log_weight, priority) -> float:
     """The arrival of an exponential clock, as a logarithm."""
     if log_weight == -math.inf:
@@ -111,12 +117,10 @@ def test_rows_are_those_of_the_corpus(world, view):
     assert all(tables[row.shard]["id"][row.row].as_py() == row.id for row in rows)
 
 
-@pytest.mark.parametrize("rows_per_shard", [5, 10_000])
-def test_candidates_do_not_depend_on_shards(world, view, tmp_path, rows_per_shard):
+def test_candidates_do_not_depend_on_shards(view, sharded):
     cells = [cell_of(rule, kind=kind) for kind, rule in RULES.items()]
-    other = world.view(tmp_path, rows_per_shard)
-    assert len(other.similarities.corpus.shards) != len(view.similarities.corpus.shards)
-    found = [by_score([one], cells, SEED, InlineExecutor())([30] * len(cells)) for one in (view, other)]
+    assert len(sharded.similarities.corpus.shards) != len(view.similarities.corpus.shards)
+    found = [by_score([one], cells, SEED, InlineExecutor())([30] * len(cells)) for one in (view, sharded)]
     assert [ids_of(rows) for rows in found[0]] == [ids_of(rows) for rows in found[1]]
 
 
@@ -173,16 +177,14 @@ def cluster_of(world) -> dict[str, int]:
 CENTROIDS = oracles.unit_rows(np.random.default_rng(3), 7, DIM).astype(np.float64)
 
 
-@pytest.mark.parametrize("rows_per_shard", [9, 10_000])
 @pytest.mark.parametrize("kind", ["random", "nearest", "band"])
 @pytest.mark.parametrize("size", [5, 60, 1_000])
-def test_clusters_take_turns(world, tmp_path, rows_per_shard, kind, size):
-    view = world.view(tmp_path, rows_per_shard)
+def test_clusters_take_turns(world, sharded, kind, size):
     clusters = Clusters(anchor_grid(CENTROIDS.astype("f4")), frozenset({2, 5}))
     cell = cell_of(RULES[kind], kind=kind)
-    found = ids_of(by_score([view], [cell], SEED, InlineExecutor(), clusters)([size])[0])
+    found = ids_of(by_score([sharded], [cell], SEED, InlineExecutor(), clusters)([size])[0])
     of_row, queues = cluster_of(world), {}
-    order = slow_order(view, cell)
+    order = slow_order(sharded, cell)
     for id_ in order:
         queues.setdefault(of_row[id_], []).append(id_)
     assert {2, 5} <= queues.keys()
@@ -392,11 +394,10 @@ def test_draws_of_positives_equal_a_loop(world, view, strategy):
 
 
 @pytest.mark.parametrize("sampling", ["top", "random"])
-def test_positives_do_not_depend_on_shards(world, view, tmp_path, sampling):
+def test_positives_do_not_depend_on_shards(view, sharded, sampling):
     config = MiningConfig(strategy="simans", query="positive", sampling=sampling, rank_max=30)
     cells = [cell_of(Rule(everything), index=index) for index in (0, 1)]
-    views = view, world.view(tmp_path, 9)
-    found = [by_positive(one, cells, config, SEED, InlineExecutor(), 1)([50, 50]) for one in views]
+    found = [by_positive(one, cells, config, SEED, InlineExecutor(), 1)([50, 50]) for one in (view, sharded)]
     assert [ids_of(rows) for rows in found[0]] == [ids_of(rows) for rows in found[1]]
 
 

@@ -538,7 +538,7 @@ def test_strata_are_sampled_by_priority(scored, size):
     assert all(row.text == text_of[row.id] for row in sample)
 
 
-@pytest.mark.parametrize("rows_per_shard", [17, 10_000])
+@pytest.mark.parametrize("rows_per_shard", [40, 10_000])
 def test_sample_does_not_depend_on_shards(scored, tmp_path, rows_per_shard):
     world, view, normals = scored
     one = sample_strata(view, normals, 30, SEED, InlineExecutor())

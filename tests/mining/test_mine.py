@@ -97,6 +97,11 @@ def corpus(world, tmp_path_factory):
     return scored_corpus(world, tmp_path_factory.mktemp("corpus"))
 
 
+@pytest.fixture(scope="module")
+def other_shards(world, corpus, tmp_path_factory):
+    return replace(scored_corpus(world, tmp_path_factory.mktemp("other"), 60), probe=corpus.probe)
+
+
 def z_of(world, mined) -> dict[str, np.ndarray]:
     """z of every tweet to each class, by float64 and the fit that was reported."""
     cosines = world.vectors.astype(float) @ world.anchors.vectors_KD.T.astype(float)
@@ -158,15 +163,14 @@ def test_each_positive_by_itself(world, corpus, strategy, sampling):
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_result_does_not_depend_on_shards(world, corpus, tmp_path, strategy):
+def test_result_does_not_depend_on_shards(world, corpus, other_shards, strategy):
     config = config_of({"strategy": strategy, "clusters": 12, "rank_max": 400}, {"max_false_negative": 0.3})
-    other = replace(scored_corpus(world, tmp_path, 33), probe=corpus.probe)
-    one, two = (run(config, [each], labelled(world)) for each in (corpus, other))
+    one, two = (run(config, [each], labelled(world)) for each in (corpus, other_shards))
     assert one.negatives.table.equals(two.negatives.table)
     assert one.negatives.review.equals(two.negatives.review)
     assert one.negatives.passed_over == two.negatives.passed_over
     assert one.guard == two.guard
-    assert one.negatives.table.num_rows > 10
+    assert one.negatives.table.num_rows > 3
 
 
 @pytest.mark.parametrize("strategy", ["random", "clusters", "hardness"])
@@ -384,9 +388,7 @@ def test_more_clusters_than_tweets(world, corpus):
 
 
 def test_false_positives_of_a_model_are_taken_surest_first(world, corpus):
-    shards = corpus.view.similarities.corpus.shards
     rows = sample_corpus(corpus.view.similarities.corpus, 50, seed=3, purpose="x", executor=InlineExecutor())
-    assert shards
     scored = [Scored(row, number / 50, NAMES[number % 2]) for number, row in enumerate(rows)]
     mined = run(
         config_of({"strategy": "model", "model": "x", "per_class": 20}), [corpus], labelled(world), scored=scored
