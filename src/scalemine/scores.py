@@ -92,7 +92,7 @@ def _tag(
 
 
 def _read_scores(path: Path, view: View, normals: list[Normal]) -> list[Scored]:
-    """Read a file with id, score and perhaps class_name; ids that the corpus does not have are counted and left out."""
+    """Read a file with id, score and perhaps class_name; ids of no embedded tweet are counted and left out."""
     try:
         table = pq.read_table(path)
     except (pa.ArrowException, OSError) as error:
@@ -101,13 +101,24 @@ def _read_scores(path: Path, view: View, normals: list[Normal]) -> list[Scored]:
     for column in ("id", "score"):
         if column not in table.column_names:
             raise InputError(f"mining.model: {path} has no column {column!r}; it has {', '.join(table.column_names)}")
+    try:
+        values = table["score"].cast(pa.float64())
+    except pa.ArrowException:
+        raise InputError(
+            f"mining.model: {path}: column 'score' holds {table['score'].type}, expected numbers"
+        ) from None
+    if pc.any(pc.is_nan(values)).as_py():
+        raise InputError(f"mining.model: {path}: column 'score' holds nan, expected numbers or null")
+    table = table.set_column(table.column_names.index("score"), "score", values)
     columns = [column for column in ("id", "score", "class_name") if column in table.column_names]
     by_id = {str(row["id"]): row for row in table.select(columns).to_pylist() if row["score"] is not None}
     places, found = [], []
     wanted = pa.array(list(by_id), pa.string())
     for shard in view.similarities.corpus.shards:
         ids = view.similarities.corpus.read(shard, columns=["id"])["id"]
-        for row in np.flatnonzero(pc.is_in(ids, value_set=wanted).to_numpy()).tolist():
+        # A row in quarantine has no similarities, and would break the encoder again.
+        valid_N = view.similarities.steps(shard)[2]
+        for row in np.flatnonzero(pc.is_in(ids, value_set=wanted).to_numpy() & valid_N).tolist():
             places.append((shard.name, row))
             found.append(by_id[ids[row].as_py()])
     if not places:
@@ -119,7 +130,7 @@ def _read_scores(path: Path, view: View, normals: list[Normal]) -> list[Scored]:
         raise InputError(f"mining.model: {path}: unknown class {sorted(unknown)[0]!r}; expected {', '.join(names)}")
     rows = fetch_rows(view.similarities.corpus, places, view.columns)
     return [
-        Scored(row, float(one["score"]), one.get("class_name") or _nearest(view, normals, row.shard, row.row))
+        Scored(row, one["score"], one.get("class_name") or _nearest(view, normals, row.shard, row.row))
         for row, one in zip(rows, found, strict=True)
     ]
 

@@ -163,7 +163,7 @@ def _least(proposals: Iterable[Proposal], size: int) -> list[Proposal]:
         if len(members) < size:
             members.append(proposal)
     turns = itertools.zip_longest(*by_cluster.values())
-    return [proposal for turn in turns for proposal in sorted(filter(None, turn))]
+    return [proposal for turn in turns for proposal in sorted(filter(None, turn))][:size]
 
 
 def by_score(

@@ -338,6 +338,7 @@ def load_rescorer(model: str) -> Rescore:
     from scalemine.models import find_model, first_line, quieten_libraries
 
     quieten_libraries()
+    from safetensors import SafetensorError
     from sentence_transformers import CrossEncoder
 
     folder = find_model(model, None, key="guard.rescorer")
@@ -345,7 +346,7 @@ def load_rescorer(model: str) -> Rescore:
         encoder = CrossEncoder(
             str(folder), trust_remote_code=False, local_files_only=True, model_kwargs={"use_safetensors": True}
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except (OSError, ValueError, KeyError, ImportError, SafetensorError) as error:
         raise InputError(f"guard.rescorer: {model} cannot be loaded from {folder}: {first_line(error)}") from error
 
     def rescore(pairs: Sequence[tuple[str, str]]) -> FloatArray:

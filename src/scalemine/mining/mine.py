@@ -205,7 +205,7 @@ def _clusters(config: Config, probe: Probe, view: View) -> Clusters:
     """
     vectors_PD = probe.vectors_PD.astype(np.float64)
     num = min(config.mining.clusters, len(vectors_PD))
-    centroids_CD, _ = kmeans2(vectors_PD, num, minit="++", seed=config.seed, missing="warn")
+    centroids_CD, _ = kmeans2(vectors_PD, num, minit="++", seed=np.random.default_rng(config.seed), missing="warn")
     clusters = Clusters(anchor_grid(centroids_CD.astype(np.float32)), frozenset())
     of_tweets = Counter(clusters.of(probe.vectors_PD).tolist())
     of_positives = Counter(clusters.of(view.anchors.positives_MD.astype(np.float16)).tolist())

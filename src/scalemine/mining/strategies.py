@@ -149,14 +149,15 @@ def positive_probability(distribution: SimilarityDistribution, positive_steps: N
     """
     values_B = step_values()
     cosines_M = positive_steps / STEPS_PER_UNIT
-    prior = prior_bound(values_B, distribution.counts_B.astype(np.float64), cosines_M)
+    used_B = distribution.counts_B > 0
+    prior = prior_bound(values_B[used_B], distribution.counts_B[used_B].astype(np.float64), cosines_M)
     # A tenth of sigma wide: the histogram has far more steps than tweets.
     width = max(1.0, 0.1 * distribution.std * STEPS_PER_UNIT)
     corpus_B = gaussian_filter1d(distribution.counts_B / distribution.count, width, mode="constant")
     positives_B = norm.pdf(values_B, cosines_M.mean(), max(cosines_M.std(), 1 / STEPS_PER_UNIT)) / STEPS_PER_UNIT
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio_B = np.where(corpus_B > 0, positives_B / corpus_B, np.inf)
-    return np.minimum(1.0, prior * ratio_B)
+    ratio_B = np.divide(positives_B, corpus_B, out=np.zeros_like(positives_B), where=corpus_B > 0)
+    # A tweet is no less likely a positive for being nearer; tails of the two estimates may say otherwise.
+    return np.minimum(1.0, prior * np.maximum.accumulate(ratio_B))
 
 
 # Thresholds between these quantiles of the positives: above the last, too few of them are left to count.
@@ -166,16 +167,22 @@ PRIOR_QUANTILES = np.linspace(0.02, 0.9, 45)
 def prior_bound(scores_N: FloatArray, weights_N: FloatArray, positive_scores_M: FloatArray) -> float:
     """Return an upper bound of the share of positives in a corpus, from a score that is high for positives.
 
-    Above any threshold the corpus holds at least the share of positives times the part of them that lies there.
+    Above any threshold the corpus holds at least the share of positives times the part of them that lies there. Both
+    are known from samples: so that few rows, or none, do not pass for few positives, one row of the corpus more is
+    counted and two standard deviations are added, and of the positives two are taken off.
 
     Source: Scott (2015), "A rate of convergence for mixture proportion estimation": inf p(A) / p+(A), here over tails.
     """
     thresholds = np.quantile(positive_scores_M, PRIOR_QUANTILES)
     order = np.argsort(scores_N)
-    below = np.concatenate([[0.0], np.cumsum(weights_N[order])])
-    tail = 1 - below[np.searchsorted(scores_N[order], thresholds)] / below[-1]
-    positive_tail = np.array([(positive_scores_M >= threshold).mean() for threshold in thresholds])
-    return float(np.clip((tail / positive_tail).min(), 1e-9, 1.0))
+    sorted_N, weights_N = scores_N[order], weights_N[order]
+    start = np.maximum(np.searchsorted(sorted_N, thresholds) - 1, 0)
+    mass = np.cumsum(weights_N[::-1])[::-1][start]
+    deviation = np.sqrt(np.cumsum(weights_N[::-1] ** 2)[::-1][start])
+    part = np.array([(positive_scores_M >= threshold).mean() for threshold in thresholds])
+    part -= 2 * np.sqrt(part * (1 - part) / len(positive_scores_M))
+    known = part > 0
+    return float(np.clip(((mass + 2 * deviation)[known] / weights_N.sum() / part[known]).min(), 1e-9, 1.0))
 
 
 def hardness_log_weights(probability_B: FloatArray, normal: Normal, hardness: float) -> FloatArray:
@@ -219,7 +226,9 @@ class ClassScores:
 
 
 def make_rule(config: MiningConfig, scores: ClassScores, index: int, band: int | None) -> Rule:
-    """Return the rule of a class, for strategies that score by the anchor."""
+    """Return the rule of a class; what is proposed otherwise than by the anchor's score may all be taken."""
+    if config.query == "positive":
+        return Rule(everything)
     name = scores.class_names[index]
     normal, distribution = scores.normals[name], scores.distributions[index]
     positives_M = scores.positive_steps[name] / STEPS_PER_UNIT
