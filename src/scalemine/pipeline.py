@@ -148,6 +148,7 @@ def run_embed(run: Run) -> Embeddings:
 def run_mine(run: Run) -> pa.Table:
     """Go the whole way from the corpus to negatives and sets; return the negatives."""
     config = run.config
+    sets.check_mix(config.sets.mix, list(kinds(config.mining)))
     positives, test = _read_positives(config)
     generators = [_generator(run, model) for model in config.mining.generators]
     for each in (run, *generators):
@@ -237,6 +238,7 @@ def check_mine(config: Config) -> None:
             encoder, which decide that, are not there.
     """
     run = Run(config, InlineExecutor(), make=False)
+    sets.check_mix(config.sets.mix, list(kinds(config.mining)))
     positives, test = _read_positives(config)
     corpus = _check_corpus(run)
     anchors = _open_anchors(run)
