@@ -151,8 +151,11 @@ def run_mine(run: Run) -> pa.Table:
     sets.check_mix(config.sets.mix, list(kinds(config.mining)))
     positives, test = _read_positives(config)
     generators = [_generator(run, model) for model in config.mining.generators]
+    # A model that is not there is said before the work begins.
     for each in (run, *generators):
-        _ = each.settings  # a model that is not there is said before the work begins
+        _ = each.settings
+    if config.mining.model:
+        scores.fingerprint_of(config.mining.model)
     corpus = run_import(run)
     _check_columns(config, corpus)
     corpora = [_score(run, corpus, positives, negatives.quotas(config.mining, positives, test))]
