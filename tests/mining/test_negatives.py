@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -170,7 +171,8 @@ def is_free(world, id_, text, name, rules, texts) -> bool:
     if rules.guard and budget is not None and decision != "no" and rules.guard.known[text] > budget:
         return False
     near = rules.near_duplicate or np.inf
-    return all(oracles.cosine(world.vectors[text], world.vectors[other]) < near for other in texts)
+    vector = world.vectors[text].astype(np.float64)
+    return all(float(vector @ world.vectors[other]) < near for other in texts)
 
 
 def oracle(world, config, wanted, available, precautions=None) -> dict[tuple[str, str], list[str]]:
@@ -392,6 +394,24 @@ def test_each_text_is_encoded_once(world, tmp_path):
     assert mined.num_candidates < len(world.ids) / 2
 
 
+class PicklingExecutor(InlineExecutor):
+    """Sends its workers over, as other processes get them."""
+
+    def map(self, make_worker, items, **options):
+        return super().map(pickle.loads(pickle.dumps(make_worker)), items, **options)
+
+
+def test_what_goes_to_the_workers_holds_no_encoder(world, tmp_path):
+    # An encoder holds locks, which cannot be sent; neither can this.
+    view = replace(world.view(tmp_path), encode=lambda texts: world.encode(texts))
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        pickle.dumps(view)
+    cells = cells_of([view], MiningConfig(), same_everywhere(5))
+    here = by_score([view], cells, SEED, InlineExecutor())([9] * len(cells))
+    assert by_score([view], cells, SEED, PicklingExecutor())([9] * len(cells)) == here
+    assert all(len(rows) == 9 for rows in here)
+
+
 def test_unreadable_similarities_are_reported(world, tmp_path):
     view, config = world.view(tmp_path), MiningConfig()
     view.similarities.path(view.similarities.corpus.shards[0]).unlink()
@@ -593,13 +613,12 @@ def test_near_duplicates_equal_greedy_oracle(tmp_path, threshold):
     expected = oracle(world, config, wanted, available, rules)
     assert by_cell(mined.table) == expected
     vectors = [world.vectors[text] for text in mined.table["text"].to_pylist()]
-    pairs = [oracles.cosine(a, b) for i, a in enumerate(vectors) for b in vectors[:i]]
-    assert max(pairs) < threshold
+    assert max(float(a @ b) for i, a in enumerate(vectors) for b in vectors[:i]) < threshold
     assert mined.passed_over[NEAR_NEGATIVE] > 0
     # The cells are the fuller for it where the rule is not there, and hold what is near.
     plain = mine(world, tmp_path / "plain", config, wanted)
     vectors = [world.vectors[text] for text in plain.table["text"].to_pylist()]
-    assert max(oracles.cosine(a, b) for i, a in enumerate(vectors) for b in vectors[:i]) >= threshold
+    assert max(float(a @ b) for i, a in enumerate(vectors) for b in vectors[:i]) >= threshold
     assert NEAR_NEGATIVE not in plain.passed_over
 
 
