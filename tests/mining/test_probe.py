@@ -29,7 +29,7 @@ class FakeEncoder:
 @pytest.fixture
 def anchors():
     vectors = oracles.unit_rows(np.random.default_rng(0), 2, DIM).astype(np.float32)
-    return Anchors(("fire", "flood"), vectors, ("a", "b"), np.array([0, 1]), vectors)
+    return Anchors(("fire", "flood"), vectors, ("a", "b"), np.array([0, 1]), vectors, ("A", "B"))
 
 
 def stored(tmp_path, low, num_rows=AUDIT_ROWS + 40) -> tuple[Probe, FakeEncoder]:

@@ -244,6 +244,20 @@ def test_auc_at_the_ends_of_the_scale():
     assert tweets.auc(np.array([-(2**15)], np.int16)) == 0.25
 
 
+@given(STEP_LISTS, st.floats(0, 1))
+def test_quantile_equals_loop(steps, share):
+    ordered = sorted(steps)
+    # The least value up to which the share lies, among all values, not only those that were seen.
+    reached = next(place for place in range(len(ordered) + 1) if place >= share * len(ordered))
+    expected = ordered[reached - 1] if reached else -(2**15)
+    assert distribution(steps).quantile(share) * STEPS_PER_UNIT == expected
+
+
+def test_quantiles_of_tweets_all_alike():
+    found = distribution([700] * 5)
+    assert [found.quantile(share) * STEPS_PER_UNIT for share in (1e-9, 0.5, 1.0)] == [700] * 3
+
+
 @pytest.mark.parametrize("tails", ["both", "upper"])
 def test_band_counts_equal_loop(tails):
     steps = np.random.default_rng(10).normal(3000, 2000, 600).astype(np.int16)

@@ -110,14 +110,22 @@ class Clusters:
         return np.asarray(similarities(vectors_ND, self.grid_CD).argmax(axis=1), np.int64)
 
 
+# What a worker needs of a view: its encoder stays in this process.
+_ViewFiles = tuple[Similarities, Embeddings | None, float]
+
+
 class _Selector:
     """The worker that returns each cell's candidates of least key in some shards."""
 
     def __init__(
-        self, views: Sequence[View], cells: Sequence[Cell], sizes: Sequence[int], seed: int, clusters: Clusters | None
+        self,
+        views: Sequence[_ViewFiles],
+        cells: Sequence[Cell],
+        sizes: Sequence[int],
+        seed: int,
+        clusters: Clusters | None,
     ) -> None:
-        # Of a view only this: it goes to other processes.
-        self._views = [(view.similarities, view.embeddings, view.margin) for view in views]
+        self._views = views
         self._cells, self._sizes, self._seed, self._clusters = cells, sizes, seed, clusters
 
     def __call__(self, shards: tuple[Shard, ...]) -> list[list[Proposal]]:
@@ -170,12 +178,13 @@ def by_score(
     views: Sequence[View], cells: Sequence[Cell], seed: int, executor: Executor, clusters: Clusters | None = None
 ) -> Propose:
     """Return what proposes by S_an, in one pass over the corpus for all cells."""
+    files: list[_ViewFiles] = [(view.similarities, view.embeddings, view.margin) for view in views]
 
     def propose(sizes: Sequence[int]) -> list[list[Row]]:
         # The places of a window are those of the whole corpus.
         sizes = [cell.rule.window[1] or size for size, cell in zip(sizes, cells, strict=True)]
         found: list[list[Proposal]] = [[] for _ in cells]
-        worker = partial(_Selector, views, cells, sizes, seed, clusters)
+        worker = partial(_Selector, files, cells, sizes, seed, clusters)
         for outcome in executor.map(worker, groups(views[0].similarities.corpus.shards)):
             if outcome.error is not None or outcome.result is None:
                 raise RuntimeError(f"candidates cannot be selected:\n{outcome.error}")

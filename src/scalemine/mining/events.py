@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
@@ -67,6 +68,8 @@ def seconds_of(text: str) -> float | None:
     except ValueError:
         pass
     else:
+        if not math.isfinite(number):
+            return None
         return number / 1000 if abs(number) >= MILLISECONDS else number
     for read in (datetime.fromisoformat, lambda value: datetime.strptime(value, TWITTER_TIME)):
         try:

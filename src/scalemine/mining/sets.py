@@ -59,6 +59,20 @@ def split_mined(
     return for_train, for_test
 
 
+def set_kind(kind: str) -> str:
+    """Return what the sets of a kind of mined negatives are called."""
+    # What the strategy random mined for the classes is another set than the random tweets of all.
+    return "mined_random" if kind == "random" else kind
+
+
+def check_mix(mix: Mapping[str, float], kinds: Sequence[str]) -> None:
+    """Raise InputError where the mix names a kind that is neither mined nor random."""
+    known = ["random", *map(set_kind, kinds)]
+    unknown = sorted(set(mix) - set(known))
+    if unknown:
+        raise InputError(f"sets.mix: no negatives of kind {unknown[0]!r}; this run has {', '.join(known)}")
+
+
 def num_random(num_train: int, num_test: int, ratio: int) -> int:
     """Return how many random negatives the sets need: training's, and those of test_random_plus (test_random's too)."""
     return num_train + ratio * num_test
@@ -112,9 +126,8 @@ def make_sets(
     }
     for kind in kinds:
         mined = split_mined(negatives, kind, train_counts, test_counts)
-        # What the strategy random mined for the classes is another set than the random tweets of all.
-        name = "mined_random" if kind == "random" else kind
-        split[name] = (negative_rows(mined[0]), negative_rows(mined[1]))
+        split[set_kind(kind)] = (negative_rows(mined[0]), negative_rows(mined[1]))
+    check_mix(mix, kinds)
     if mix:
         split[MIX] = (
             _mixed({kind: rows for kind, (rows, _) in split.items()}, mix, num_train),
@@ -130,10 +143,7 @@ def make_sets(
 
 
 def _mixed(split: Mapping[str, Sequence[dict[str, Any]]], mix: Mapping[str, float], size: int) -> list[dict[str, Any]]:
-    """Return the first rows of each kind, by shares; a kind that has too few gives what it has."""
-    unknown = sorted(set(mix) - set(split))
-    if unknown:
-        raise InputError(f"sets.mix: no negatives of kind {unknown[0]!r}; this run has {', '.join(split)}")
+    """Return rows of each kind, by shares; a kind that has too few gives what it has."""
     ends = np.rint(np.cumsum(list(mix.values())) * size).astype(int)
     counts = np.diff(ends, prepend=0).tolist()
     return [row for kind, count in zip(mix, counts, strict=True) for row in _spread(split[kind], count)]
