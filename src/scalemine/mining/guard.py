@@ -3,7 +3,8 @@
 P(positive | x) = prior p+(x) / p(x), by Bayes' rule. The ratio of densities comes from a logistic regression of
 held-out positives against the corpus, on few features that may only raise it, calibrated by isotonic regression; the
 prior from above, as ``strategies.prior_bound`` says. One estimate serves all classes: a tweet of another class is no
-negative either.
+negative either. The first feature is a linear classifier of embeddings; it is learnt after a first estimate by the
+others, which says what of the corpus to take for negative.
 
 Shapes: N candidates, U rows of the corpus's sample, M positives, K classes, D dimensions, F features.
 """
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import isotonic_regression, minimize
+from scipy.special import expit
 
 from scalemine.config import GuardConfig, InputError
 from scalemine.corpus import Shard
@@ -34,7 +36,12 @@ Vectors = NDArray[np.float16]
 # Of pairs (positive, candidate): a score that is high where they report alike.
 Rescore = Callable[[Sequence[tuple[str, str]]], FloatArray]
 
-FEATURES = ("mean z over the classes", "mean cosine to the nearest positives", "score of the rescorer")
+FEATURES = (
+    "linear classifier of the embedding",
+    "mean z over the classes",
+    "mean cosine to the nearest positives",
+    "score of the rescorer",
+)
 # The sample is drawn apart where the corpus has few tweets and the guard is needed: by the largest z over the classes.
 STRATA = (1.0, 2.0, 3.0, 4.0)
 MIN_POSITIVES = 20
@@ -149,6 +156,66 @@ class Ratio:
             return shares_N / (1 - shares_N)
 
 
+@dataclass(frozen=True, eq=False)
+class Classifiers:
+    """Linear classifiers of embeddings, each fitted without one part of the positives and of the sample.
+
+    Args:
+        weights_CD: A row of weights for each part, and its constant last.
+    """
+
+    weights_CD: FloatArray
+
+    def scores(self, vectors_ND: NDArray[Any]) -> FloatArray:
+        """Return the score ``(N, C)`` by each of them."""
+        scores_NC: FloatArray = vectors_ND.astype(np.float64) @ self.weights_CD[:, :-1].T + self.weights_CD[:, -1]
+        return scores_NC
+
+
+def fit_classifiers(
+    positives_MD: NDArray[Any],
+    fold_M: NDArray[np.int64],
+    sample_UD: NDArray[Any],
+    fold_U: NDArray[np.int64],
+    weights_U: FloatArray,
+) -> Classifiers:
+    """Fit a classifier without each fold: positives against the sample.
+
+    Source: Elkan and Noto (2008), "Learning classifiers from only positive and unlabeled data": unlabelled rows count
+    by the probability that they are negative.
+    """
+    rows = []
+    for fold in range(FOLDS):
+        inside, outside = positives_MD[fold_M != fold], sample_UD[fold_U != fold]
+        if len(inside) == 0:
+            inside = positives_MD  # one group alone
+        weights = weights_U[fold_U != fold] / weights_U[fold_U != fold].sum()
+        rows.append(_logistic(inside.astype(np.float64), outside.astype(np.float64), weights, 5e-4, None))
+    return Classifiers(np.stack(rows))
+
+
+def _logistic(
+    positives_MF: FloatArray, corpus_UF: FloatArray, weights_U: FloatArray, penalty: float, least: float | None
+) -> FloatArray:
+    """Return the coefficients, and the constant last, of a penalised logistic regression; both sides weigh 1."""
+    rows = np.concatenate([positives_MF, corpus_UF])
+    rows = np.concatenate([rows, np.ones((len(rows), 1))], axis=1)
+    weights = np.concatenate([np.full(len(positives_MF), 1 / len(positives_MF)), weights_U])
+    signs = np.where(np.arange(len(rows)) < len(positives_MF), 1.0, -1.0)
+    penalties = np.append(np.full(positives_MF.shape[1], penalty), 0.0)
+
+    def loss(coefficients: FloatArray) -> tuple[float, FloatArray]:
+        margins = signs * (rows @ coefficients)
+        slope = -signs * weights * expit(-margins)
+        value = (weights * np.logaddexp(0, -margins)).sum() + (penalties * coefficients**2).sum()
+        return float(value), rows.T @ slope + 2 * penalties * coefficients
+
+    bounds = [(least, None)] * positives_MF.shape[1] + [(None, None)]
+    found = minimize(loss, np.append(np.full(positives_MF.shape[1], 0.5 if least == 0 else 0.0), -1.0),
+                     jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 2_000})  # fmt: skip
+    return np.asarray(found.x, np.float64)
+
+
 def fit_ratio(positives_MF: FloatArray, corpus_UF: FloatArray, weights_U: FloatArray) -> Ratio:
     """Fit the ratio of densities.
 
@@ -157,26 +224,17 @@ def fit_ratio(positives_MF: FloatArray, corpus_UF: FloatArray, weights_U: FloatA
     weights_U = weights_U / weights_U.sum()
     center_F = (corpus_UF * weights_U[:, None]).sum(axis=0)
     scale_F = np.sqrt(((corpus_UF - center_F) ** 2 * weights_U[:, None]).sum(axis=0)) + 1e-9
-    rows = np.concatenate([positives_MF, corpus_UF])
-    rows = np.concatenate([(rows - center_F) / scale_F, np.ones((len(rows), 1))], axis=1)
-    weights = np.concatenate([np.full(len(positives_MF), 1 / len(positives_MF)), weights_U])
-    signs = np.where(np.arange(len(rows)) < len(positives_MF), 1.0, -1.0)
-    penalty = np.array([1e-4] * positives_MF.shape[1] + [0.0])
-
-    def loss(coefficients: FloatArray) -> tuple[float, FloatArray]:
-        margins = signs * (rows * coefficients).sum(axis=1)
-        slope = -signs * weights / (1 + np.exp(margins))
-        value = (weights * np.logaddexp(0, -margins)).sum() + (penalty * coefficients**2).sum()
-        return float(value), (rows * slope[:, None]).sum(axis=0) + 2 * penalty * coefficients
-
     # A positive is no less likely for being nearer to positives.
-    bounds = [(0.0, None)] * positives_MF.shape[1] + [(None, None)]
-    start = np.array([0.5] * positives_MF.shape[1] + [-1.0])
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds)
-    scores = (rows * found.x).sum(axis=1)
+    coefficients = _logistic(
+        (positives_MF - center_F) / scale_F, (corpus_UF - center_F) / scale_F, weights_U, 1e-4, least=0.0
+    )
+    features = np.concatenate([positives_MF, corpus_UF])
+    is_positive = np.arange(len(features)) < len(positives_MF)
+    weights = np.concatenate([np.full(len(positives_MF), 1 / len(positives_MF)), weights_U])
+    scores = (((features - center_F) / scale_F) * coefficients[:-1]).sum(axis=1) + coefficients[-1]
     order = np.argsort(scores, kind="stable")
-    curve = isotonic_regression((signs[order] + 1) / 2, weights=weights[order]).x
-    return Ratio(center_F, scale_F, found.x, scores[order], np.asarray(curve, np.float64))
+    curve = isotonic_regression(is_positive[order].astype(np.float64), weights=weights[order]).x
+    return Ratio(center_F, scale_F, coefficients, scores[order], np.asarray(curve, np.float64))
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,12 +242,14 @@ class Guard:
     """The estimate, ready for candidates.
 
     Args:
-        features: What it looks at.
+        classifiers: Give the first feature.
+        features: The other things that it looks at.
         ratio: The ratio of densities.
         prior: Share of positives in the corpus.
         facts: What the report says of it, as JSON.
     """
 
+    classifiers: Classifiers
     features: Features
     ratio: Ratio
     prior: float
@@ -197,7 +257,9 @@ class Guard:
 
     def probability(self, texts: Sequence[str], vectors_ND: NDArray[np.float32] | Vectors) -> FloatArray:
         """Return P(positive) ``(N,)`` of tweets with their embeddings."""
-        features_NF = self.features.of(texts, vectors_ND.astype(np.float16))
+        vectors_ND = vectors_ND.astype(np.float16)
+        first_N = self.classifiers.scores(vectors_ND).mean(axis=1)
+        features_NF = np.column_stack([first_N, self.features.of(texts, vectors_ND)])
         return np.minimum(1.0, self.prior * self.ratio.of(features_NF))
 
 
@@ -227,11 +289,19 @@ def fit_guard(
         raise InputError(f"guard: {num} positives, expected at least {MIN_POSITIVES} to estimate from; add some")
     names = sorted(set(positive_groups))
     groups_M = np.array([names.index(group) for group in positive_groups])
+    fold_M, fold_U = groups_M % FOLDS, np.arange(len(sample)) % FOLDS
+    positives_MD = features.anchors.positives_MD.astype(np.float16)
     positives_MF = features.of_positives(groups_M)
     corpus_UF = features.of([row.text for row in sample], sample_vectors_UD)
-    ratio = fit_ratio(positives_MF, corpus_UF, weights_U)
-    bound = prior_bound(ratio.score(corpus_UF), weights_U, ratio.score(positives_MF))
-    prior = config.prior or bound
+    # What looks like a positive by the other features is no negative to learn from. Strata weigh alike.
+    ratio, prior = _fit(positives_MF, corpus_UF, weights_U, config)
+    negative_U = 1 - np.minimum(1.0, prior * ratio.of(corpus_UF))
+    classifiers = fit_classifiers(positives_MD, fold_M, sample_vectors_UD, fold_U, negative_U + 1e-9)
+    # Each by the classifier that did not see its fold.
+    first_M = classifiers.scores(positives_MD)[np.arange(num), fold_M]
+    first_U = classifiers.scores(sample_vectors_UD)[np.arange(len(sample)), fold_U]
+    positives_MF, corpus_UF = np.column_stack([first_M, positives_MF]), np.column_stack([first_U, corpus_UF])
+    ratio, prior = _fit(positives_MF, corpus_UF, weights_U, config)
     facts = {
         "prior": prior,
         "prior_is": "given" if config.prior else "estimated, an upper bound",
@@ -241,7 +311,15 @@ def fit_guard(
         "sample": len(sample),
         "reliability": reliability(positives_MF, groups_M, corpus_UF, weights_U, prior),
     }
-    return Guard(features, ratio, prior, facts)
+    return Guard(classifiers, features, ratio, prior, facts)
+
+
+def _fit(
+    positives_MF: FloatArray, corpus_UF: FloatArray, weights_U: FloatArray, config: GuardConfig
+) -> tuple[Ratio, float]:
+    """Return the ratio of densities, and the prior: the given one, or its bound."""
+    ratio = fit_ratio(positives_MF, corpus_UF, weights_U)
+    return ratio, config.prior or prior_bound(ratio.score(corpus_UF), weights_U, ratio.score(positives_MF))
 
 
 def reliability(
