@@ -20,6 +20,7 @@ from scalemine.mining.guard import (
     STRATA,
     Features,
     Guard,
+    fit_classifiers,
     fit_guard,
     fit_ratio,
     load_rescorer,
@@ -410,7 +411,8 @@ def test_facts_of_the_guard(guard, mixture):
     facts = guard.facts
     assert (facts["prior"], facts["prior_is"]) == (0.08, "given")
     assert (facts["positives"], facts["groups"], facts["sample"]) == (240, EVENTS, 6_000)
-    assert list(facts["features"]) == ["mean z over the classes", "mean cosine to the nearest positives"]
+    names = ["linear classifier of the embedding", "mean z over the classes", "mean cosine to the nearest positives"]
+    assert list(facts["features"]) == names
     estimated = fit_world(world, events)
     assert estimated.facts["prior_is"] == "estimated, an upper bound"
     assert estimated.prior == estimated.facts["prior"]
@@ -426,6 +428,34 @@ def test_probability_rises_with_the_prior(guard, mixture):
     assert guard.probability([], world.vectors[:0]).shape == (0,)
 
 
+def test_classifier_of_a_fold_has_not_seen_it():
+    rng = np.random.default_rng(3)
+    positives, sample = rng.standard_normal((100, 8)), rng.standard_normal((400, 8))
+    positives[:, 0] += 1.5
+    fold_M, fold_U = np.arange(100) % 5, np.arange(400) % 5
+    fitted = fit_classifiers(positives, fold_M, sample, fold_U, np.ones(400))
+    changed = positives.copy()
+    changed[fold_M == 2] = 50.0
+    other = fit_classifiers(changed, fold_M, sample, fold_U, np.ones(400))
+    assert (other.weights_CD[2] == fitted.weights_CD[2]).all()
+    assert (other.weights_CD[[0, 1, 3, 4]] != fitted.weights_CD[[0, 1, 3, 4]]).any(axis=1).all()
+    assert (fitted.weights_CD[:, 0] > 0.5).all()
+    # A row that counts for nothing is as one that is not there.
+    without = fit_classifiers(positives, fold_M, sample[:200], fold_U[:200], np.ones(200))
+    ignored = fit_classifiers(positives, fold_M, sample, fold_U, (np.arange(400) < 200) + 1e-12)
+    assert ignored.weights_CD == pytest.approx(without.weights_CD, abs=1e-3)
+
+
+def test_positives_in_the_corpus_do_not_blind_the_classifier():
+    # Most of what is nearest to the positives is positive itself; taken for negative, it would turn the classifier.
+    world, hidden, events = make_mixture(4, 6_000, 0.4)
+    guard = fit_world(world, events)
+    said = guard.probability(world.texts, world.vectors)
+    far = np.flatnonzero(~hidden)
+    assert said[hidden].mean() > 0.8 > 0.2 > said[far].mean()
+    assert guard.facts["features"]["linear classifier of the embedding"] > 0
+
+
 @pytest.mark.parametrize("rows_of_sample", [300, 3_000])
 def test_few_rows_do_not_pass_for_few_positives(mixture, rows_of_sample):
     # The prior is said to be an upper bound, also where hardly a positive is in the sample.
@@ -434,7 +464,7 @@ def test_few_rows_do_not_pass_for_few_positives(mixture, rows_of_sample):
     assert found.prior > 0.7 * hidden.mean()
 
 
-def test_third_feature_counts_where_it_tells_more(mixture):
+def test_rescorer_counts_where_it_tells_more(mixture):
     world, hidden, events = mixture
     number_of = {text: number for number, text in enumerate(world.texts)}
     rng = np.random.default_rng(12)
@@ -446,7 +476,7 @@ def test_third_feature_counts_where_it_tells_more(mixture):
     world, hidden = replace(world), hidden
     with_it = fit_world(world, events, GuardConfig(prior=0.08), rescore=knows)
     without = fit_world(world, events, GuardConfig(prior=0.08))
-    assert list(with_it.facts["features"])[2] == "score of the rescorer"
+    assert list(with_it.facts["features"])[3] == "score of the rescorer"
     assert with_it.facts["features"]["score of the rescorer"] > 0.5
 
     def brier(guard):
