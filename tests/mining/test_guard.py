@@ -453,7 +453,8 @@ def test_positives_in_the_corpus_do_not_blind_the_classifier():
     said = guard.probability(world.texts, world.vectors)
     far = np.flatnonzero(~hidden)
     assert said[hidden].mean() > 0.8 > 0.2 > said[far].mean()
-    assert guard.facts["features"]["linear classifier of the embedding"] > 0
+    scores = guard.classifiers.scores(world.vectors).mean(axis=1)
+    assert np.median(scores[hidden]) > np.quantile(scores[far], 0.9)
 
 
 @pytest.mark.parametrize("rows_of_sample", [300, 3_000])
