@@ -454,7 +454,8 @@ def test_positives_in_the_corpus_do_not_blind_the_classifier():
     far = np.flatnonzero(~hidden)
     assert said[hidden].mean() > 0.8 > 0.2 > said[far].mean()
     scores = guard.classifiers.scores(world.vectors).mean(axis=1)
-    assert np.median(scores[hidden]) > np.quantile(scores[far], 0.9)
+    auc = (scores[hidden][:500, None] > scores[far][None, :500]).mean()
+    assert auc > 0.8
 
 
 @pytest.mark.parametrize("rows_of_sample", [300, 3_000])
