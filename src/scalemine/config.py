@@ -280,7 +280,9 @@ class TrainConfig(Section):
     """Sequence taggers: what is trained on what, and how. Defaults that are not the published ones say so."""
 
     name: str | None = Field(None, pattern=r"^\w[\w.\-]*$", description="of the runs; None: by the settings")
-    train_set: str = Field("random", description="a training set of the workdir: no, random, 1s, 2s or 3s")
+    train_set: str = Field(
+        "random", description="a training set of the workdir: no, random, 1s, 2s, 3s, or another mined kind"
+    )
     test_sets: tuple[str, ...] | None = Field(None, description="test sets of the workdir; None: all that are there")
     train_uri: str | None = Field(None, description="a file instead of the workdir's set: Parquet or CoNLL")
     dev_uri: str | None = Field(None, description="a file that chooses the epoch; None: a part of the training folds")

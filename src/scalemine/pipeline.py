@@ -331,11 +331,12 @@ def _open_mined(run: Run, scored: list[Similarities], positives: Positives, test
     config = run.config
     settings = {f"mining.{key}": value for key, value in config.mining.model_dump().items()}
     settings |= {f"guard.{key}": value for key, value in config.guard.model_dump().items()} | {"seed": config.seed}
+    guarded = config.guard.max_false_negative is not None or columns_of(config.guard)
     decided = sorted((key.hex(), decision) for key, decision in _decisions(run).items())
     inputs = {
         "similarities": [one.stage.fingerprint for one in scored],
         "positives.test_uri": fingerprint(test.table.to_pylist()) if test else None,
-        "positives.event, time": fingerprint(positives.table.select(["event", "time"]).to_pylist()),
+        "positives.event, time": guarded and fingerprint(positives.table.select(["event", "time"]).to_pylist()),
         "mining.model": scores.fingerprint_of(config.mining.model) if config.mining.model else None,
         "decisions.jsonl": f"{len(decided)} decisions, {fingerprint(decided)}" if decided else None,
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bisect
 import math
+import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 
@@ -63,14 +64,16 @@ def seconds_of(text: str) -> float | None:
     A time without a zone is taken for UTC.
     """
     text = text.strip()
-    try:
-        number = float(text)
-    except ValueError:
-        pass
-    else:
-        if not math.isfinite(number):
-            return None
-        return number / 1000 if abs(number) >= MILLISECONDS else number
+    # 20121029 is a date.
+    if not re.fullmatch(r"\d{8}", text):
+        try:
+            number = float(text)
+        except ValueError:
+            pass
+        else:
+            if not math.isfinite(number):
+                return None
+            return number / 1000 if abs(number) >= MILLISECONDS else number
     for read in (datetime.fromisoformat, lambda value: datetime.strptime(value, TWITTER_TIME)):
         try:
             moment = read(text)

@@ -154,11 +154,11 @@ class _Choice:
 
     def take(
         self, candidates: Sequence[Sequence[Row]], order: Sequence[int]
-    ) -> tuple[list[list[Row]], Counter[str], dict[str, tuple[Row, Cell]]]:
+    ) -> tuple[list[list[Row]], Counter[str], dict[bytes, tuple[Row, Cell]]]:
         """Fill the cells from their candidates; return the chosen, why others were not, and those to be reviewed."""
         taken: set[bytes] = set()
         texts: set[str] = set()
-        unsure: dict[str, tuple[Row, Cell]] = {}
+        unsure: dict[bytes, tuple[Row, Cell]] = {}
         chosen: list[list[Row]] = [[] for _ in self.cells]
         passed_over: Counter[str] = Counter()
         for index in order:
@@ -174,7 +174,7 @@ class _Choice:
                     continue
                 passed_over[reason] += 1
                 if reason == UNSURE:
-                    unsure.setdefault(row.text, (row, cell))
+                    unsure.setdefault(self.key(row), (row, cell))
         return chosen, passed_over, unsure
 
     def _reason(self, row: Row, cell: Cell, taken: set[bytes], texts: set[str]) -> str | None:
@@ -199,7 +199,7 @@ class _Choice:
 
     def verify(
         self, candidates: Sequence[Sequence[Row]], order: Sequence[int]
-    ) -> tuple[list[list[Row]], Counter[str], dict[str, tuple[Row, Cell]]]:
+    ) -> tuple[list[list[Row]], Counter[str], dict[bytes, tuple[Row, Cell]]]:
         """Return the choice in which every tweet was encoded in float32, and may be taken."""
         self._guess(candidates)
         while True:
@@ -227,15 +227,16 @@ class _Choice:
             probabilities = guard.probability(list(rows), vectors_ND)
             self.guesses.update(zip(rows, probabilities.tolist(), strict=True))
 
-    def to_review(self, unsure: Mapping[str, tuple[Row, Cell]]) -> list[tuple[Row, Cell]]:
+    def to_review(self, unsure: Mapping[bytes, tuple[Row, Cell]]) -> list[tuple[Row, Cell]]:
         """Return what is to be reviewed, encoded, the least probable first; not more than somebody would look at."""
-        known = {text: self.probabilities.get(text, self.guesses.get(text, 1.0)) for text in unsure}
+        by_text = {row.text: (row, cell) for row, cell in unsure.values()}
+        known = {text: self.probabilities.get(text, self.guesses.get(text, 1.0)) for text in by_text}
         texts = sorted(known, key=lambda text: (known[text], text))[: self.precautions.config.review_size]
         unknown = [text for text in texts if text not in self.vectors[0]]
         if unknown:
             self.vectors[0].update(zip(unknown, self.views[0].encode(unknown), strict=True))
             self._look_at(unknown)
-        return [unsure[text] for text in sorted(texts, key=lambda text: (self.probabilities[text], text))]
+        return sorted(map(by_text.__getitem__, texts), key=lambda pair: (self.probabilities[pair[0].text], pair[0].id))
 
     def _look_at(self, texts: Sequence[str]) -> None:
         """Learn of texts that were just encoded how probable positives they are, and what they nearly repeat."""
