@@ -470,7 +470,7 @@ def test_without_a_file_the_command_says_what_makes_it(tmp_path, monkeypatch, ca
     assert said.out == ""
     assert said.err.splitlines() == [
         f"scalemine: {tmp_path}/review.parquet: nothing to review here yet; "
-        "scalemine mine CONFIG makes it, with mining.guard"
+        "scalemine mine CONFIG makes it, with guard.max_false_negative"
     ]
 
 

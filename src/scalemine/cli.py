@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -292,6 +293,8 @@ def review(
         print(f"nothing left to review: {found.summary()}; --all asks for them again")
         print("scalemine mine CONFIG --redo reads your decisions")
         return
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where the shell had it ignored, as in the background
+        signal.signal(number, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), ReviewServer(found, port) as server:
         print(f"review: {server.url}\nCtrl-C ends it; every answer is saved at once", flush=True)
         if open_browser:

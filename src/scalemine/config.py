@@ -204,6 +204,11 @@ class MiningConfig(Section):
             raise ValueError(
                 f"mining.query: positive goes with {', '.join(PER_POSITIVE)}; got strategy {self.strategy}"
             )
+        if self.generators and (self.query == "positive" or self.strategy in ("clusters", "model")):
+            what = "query positive" if self.query == "positive" else f"strategy {self.strategy}"
+            raise ValueError(f"mining.generators: {what} looks at one encoder only; drop one of them")
+        if len(set(self.generators)) != len(self.generators):
+            raise ValueError(f"mining.generators: expected each encoder once; got {list(self.generators)}")
         return self
 
     @field_validator("per_class")
@@ -225,7 +230,7 @@ class GuardConfig(Section):
     """How true positives are kept out of the negatives."""
 
     max_false_negative: float | None = Field(
-        None, gt=0, lt=1, description="largest probability of being a positive; None: estimated, nothing is dropped"
+        None, gt=0, lt=1, description="largest probability of being a positive; None: no guard, nothing is estimated"
     )
     review_below: float = Field(
         0.5,

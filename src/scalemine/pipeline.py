@@ -41,12 +41,13 @@ from scalemine.mining.embeddings import (
     write_quarantine,
 )
 from scalemine.mining.encoder import Encoder, encoder_settings, load_encoder
-from scalemine.mining.events import columns_of
-from scalemine.mining.mine import Mined, ScoredCorpus, mine, texts_of
+from scalemine.mining.events import columns_of, near_event
+from scalemine.mining.mine import Mined, ScoredCorpus, check_precautions, mine, texts_of
 from scalemine.mining.probe import Probe, load_probe, probe_size, store_probe
-from scalemine.mining.sampling import sample_corpus
+from scalemine.mining.sampling import fetch_rows, sample_corpus, sample_places
 from scalemine.mining.similarity import anchor_grid
 from scalemine.mining.strategies import kinds
+from scalemine.models import find_model, model_fingerprint
 from scalemine.store import Stage, Workdir, file_sha256, fingerprint, open_stage, read_json, write_json, write_whole
 
 logger = logging.getLogger(__name__)
@@ -154,8 +155,8 @@ def run_mine(run: Run) -> pa.Table:
     # A model that is not there is said before the work begins.
     for each in (run, *generators):
         _ = each.settings
-    if config.mining.model:
-        scores.fingerprint_of(config.mining.model)
+    _models_beside(config)
+    check_precautions(config, positives, test)
     corpus = run_import(run)
     _check_columns(config, corpus)
     corpora = [_score(run, corpus, positives, negatives.quotas(config.mining, positives, test))]
@@ -264,6 +265,7 @@ def check_mine(config: Config) -> None:
     run = Run(config, InlineExecutor(), make=False)
     sets.check_mix(config.sets.mix, list(kinds(config.mining)))
     positives, test = _read_positives(config)
+    check_precautions(config, positives, test)
     corpus = _check_corpus(run)
     anchors = _open_anchors(run)
     if corpus is None:
@@ -329,7 +331,10 @@ def _open_similarities(run: Run, corpus: Corpus, anchors_print: str) -> Similari
 
 def _open_mined(run: Run, scored: list[Similarities], positives: Positives, test: Positives | None) -> Stage:
     config = run.config
-    settings = {f"mining.{key}": value for key, value in config.mining.model_dump().items()}
+    # What is for rounds, or for another strategy, decides nothing here.
+    others = {"replace"} if config.mining.strategy == "model" else {"replace", "pool", "model"}
+    settings = {f"mining.{key}": value for key, value in config.mining.model_dump(exclude=others).items()}
+    settings |= {"encoder.keep_embeddings": config.encoder.keep_embeddings}
     settings |= {f"guard.{key}": value for key, value in config.guard.model_dump().items()} | {"seed": config.seed}
     guarded = config.guard.max_false_negative is not None or columns_of(config.guard)
     decided = sorted((key.hex(), decision) for key, decision in _decisions(run).items())
@@ -337,10 +342,23 @@ def _open_mined(run: Run, scored: list[Similarities], positives: Positives, test
         "similarities": [one.stage.fingerprint for one in scored],
         "positives.test_uri": fingerprint(test.table.to_pylist()) if test else None,
         "positives.event, time": guarded and fingerprint(positives.table.select(["event", "time"]).to_pylist()),
-        "mining.model": scores.fingerprint_of(config.mining.model) if config.mining.model else None,
+        **_models_beside(config),
         "decisions.jsonl": f"{len(decided)} decisions, {fingerprint(decided)}" if decided else None,
     }
     return run.open_stage(run.workdir.mined, version=2, settings=settings, inputs=inputs)
+
+
+def _models_beside(config: Config) -> dict[str, str | None]:
+    """Return the hashes of models that mining asks beside the encoders.
+
+    Raises:
+        InputError: One is not there.
+    """
+    model, rescorer = config.mining.model, config.guard.rescorer
+    return {
+        "mining.model": scores.fingerprint_of(model) if model else None,
+        "guard.rescorer": model_fingerprint(find_model(rescorer, None, key="guard.rescorer")) if rescorer else None,
+    }
 
 
 def _decisions(run: Run) -> dict[bytes, str]:
@@ -481,11 +499,16 @@ def _sets(
             size = sets.num_random(positives.table.num_rows, test.table.num_rows if test else 0, ratio)
             texts = texts_of(positives, test)
             # Some of the sample will be copies of what is already used.
-            sample = sample_corpus(
-                corpus, size + len(texts) + table.num_rows + size // 4,
+            decisions = _decisions(run)
+            places = sample_places(
+                corpus, size + len(texts) + table.num_rows + len(decisions) + size // 4,
                 seed=run.config.seed, purpose="random", executor=run.executor,
             )  # fmt: skip
-            usable = sets.usable_random(sample, table, texts)[:size]
+            sample = fetch_rows(corpus, places, columns_of(run.config.guard))
+            is_near = near_event(run.config.guard, [group for group in (positives, test) if group])
+            sample = [row for row in sample if not any(is_near(row, name) for name in positives.class_names)]
+            reviewed = {key for key, decision in decisions.items() if decision == Decision.yes}
+            usable = sets.usable_random(sample, table, texts, reviewed)[:size]
             made = sets.make_sets(
                 positives, test, table, usable, kinds=list(kinds(run.config.mining)), ratio=ratio,
                 mix=run.config.sets.mix,

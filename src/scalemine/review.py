@@ -173,7 +173,9 @@ def _read_candidates(path: Path) -> list[Candidate]:
         InputError: It is missing, or is not what mining writes.
     """
     if not path.exists():
-        raise InputError(f"{path}: nothing to review here yet; scalemine mine CONFIG makes it, with mining.guard")
+        raise InputError(
+            f"{path}: nothing to review here yet; scalemine mine CONFIG makes it, with guard.max_false_negative"
+        )
     try:
         table = pq.read_table(path)
         if missing := [name for name in REVIEW_SCHEMA.names if name not in table.column_names]:

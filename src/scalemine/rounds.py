@@ -19,7 +19,7 @@ from scalemine.config import InputError
 from scalemine.mining.sampling import priorities, row_keys
 from scalemine.mining.sets import negative_rows
 from scalemine.pipeline import Run, mine_again, run_mine
-from scalemine.store import Stage, Workdir, file_sha256, open_stage, read_json, write_json, write_whole
+from scalemine.store import Stage, Workdir, file_sha256, fingerprint, open_stage, read_json, write_json, write_whole
 from scalemine.training.runs import run_training
 from scalemine.training.tagger import load_tagger
 
@@ -82,7 +82,12 @@ def _train(run: Run, data: Path, number: int) -> dict[str, Any]:
 def _open_round(run: Run, number: int, before: dict[str, Any]) -> Stage:
     settings = {f"guard.{key}": value for key, value in run.config.guard.model_dump().items()}
     settings |= {"mining.pool": run.config.mining.pool, "mining.replace": run.config.mining.replace}
-    inputs = {"model": file_sha256(Workdir(run.config.workdir).runs / before["result"]["name"] / "result.json")}
+    workdir = run.workdir
+    inputs = {
+        "model": file_sha256(workdir.runs / before["result"]["name"] / "result.json"),
+        # Of the settings and inputs that negatives.parquet was mined with: decisions, events, near-duplicates, seed.
+        "mined": fingerprint(read_json(workdir.mined / "stage.json")),
+    }
     folder = run.workdir.rounds / str(number)
     return open_stage(folder, version=1, settings=settings, inputs=inputs, redo=run.redo)
 
@@ -100,6 +105,9 @@ def _replace_easy(run: Run, stage: Stage, data: Path, model: str) -> None:
     every = [pq.read_table(path, columns=["text"])["text"].to_pylist() for path in run.workdir.sets.glob("*.parquet")]
     without = {row["text"] for row in rows}.union(*every)
     mined = mine_again(run, model, per_class=max(1, len(to_go)), without=sorted(without))
+    for message in mined.warnings:
+        if "negatives found" not in message:  # as many as there are will do
+            run.warn(message)
     fresh = _in_turn(mined.negatives.table, len(to_go))
     gone = set(to_go[: len(fresh)])
     kept = [row for i, row in enumerate(rows) if i not in gone]

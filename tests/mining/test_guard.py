@@ -23,6 +23,7 @@ from scalemine.mining.guard import (
     fit_classifiers,
     fit_guard,
     fit_ratio,
+    hold_out_groups,
     load_rescorer,
     reliability,
     sample_strata,
@@ -192,11 +193,42 @@ def test_positives_are_held_out_with_their_group(positives):
         assert found[one] == pytest.approx(expected, abs=0.01)
 
 
-def test_class_of_one_group_is_left_out_for_it(positives):
-    groups = np.where(CLASSES == 1, 9, np.arange(18))
-    found = features_of(positives, CLASSES).of_positives(groups)
-    for one in (0, 12):
-        assert found[one] == pytest.approx(slow_positive(positives, CLASSES, groups, one), abs=0.01)
+def names_of(classes):
+    return [f"class {number}" for number in classes]
+
+
+def test_events_are_groups_whatever_their_case():
+    events = ["Flood", " flood ", None, "", *["fire", "FIRE"] * 8]
+    groups, warnings = hold_out_groups(events, [f"p{i}" for i in range(20)], names_of([0, 1] * 10))
+    assert groups[0] == groups[1]
+    assert len({groups[i] for i in range(4, 20)}) == 1
+    # Without an event each is a group of its own, also where an event has the name of its id.
+    assert len(set(groups)) == 4
+    assert not warnings
+
+
+def test_class_of_one_event_is_held_out_one_by_one():
+    classes = names_of([0] * 10 + [1] * 10)
+    events = ["one"] * 10 + ["one", "two"] * 5
+    groups, warnings = hold_out_groups(events, [f"p{i}" for i in range(20)], classes)
+    assert len(set(groups[:10])) == 10
+    assert len(set(groups[10:])) == 2
+    assert not set(groups[:10]) & set(groups[10:])
+    assert [warning.split(":")[0] for warning in warnings] == ["class 0"]
+    assert "all positives are of one event" in warnings[0]
+
+
+@pytest.mark.parametrize("num", [1, MIN_POSITIVES - 1])
+def test_too_few_positives_are_refused(num):
+    with pytest.raises(InputError, match=rf"^guard: {num} positives, expected at least {MIN_POSITIVES}") as refused:
+        hold_out_groups([None] * num, [str(i) for i in range(num)], ["fire"] * num)
+    assert "\n" not in str(refused.value)
+
+
+def test_class_with_one_positive_is_refused():
+    with pytest.raises(InputError, match=r"^guard: class 'class 1' has one positive, expected at least 2") as refused:
+        hold_out_groups([None] * 20, [str(i) for i in range(20)], names_of([0] * 19 + [1]))
+    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.02, 0.2])
@@ -225,12 +257,6 @@ def test_copies_of_other_events_are_masked(positives):
         assert (after[4, 1] > before[4, 1] + 0.05) == flattered
         if not flattered:
             assert after[4, 1] == before[4, 1]
-
-
-def test_all_of_one_event_is_refused(positives):
-    with pytest.raises(InputError, match=r"^guard: all positives are of one event.*positives\.event$") as refused:
-        features_of(positives, CLASSES).of_positives(np.zeros(18, int))
-    assert "\n" not in str(refused.value)
 
 
 # The rescorer
@@ -485,21 +511,6 @@ def test_rescorer_counts_where_it_tells_more(mixture):
         return ((guard.probability(world.texts, world.vectors) - hidden) ** 2).mean()
 
     assert brier(with_it) < 0.8 * brier(without)
-
-
-@pytest.mark.parametrize("num", [1, MIN_POSITIVES - 1])
-def test_too_few_positives_are_refused(num):
-    rng = np.random.default_rng(13)
-    world = World.of(
-        make_anchors(("fire",), np.zeros(num, int), oracles.unit_rows(rng, num, DIM)), oracles.unit_rows(rng, 40, DIM)
-    )
-    features = Features(world.anchors, NORMALS[:1], 10, world.anchors.positive_texts)
-    sample = [Row("", i, world.ids[i], world.texts[i]) for i in range(40)]
-    with pytest.raises(InputError, match=rf"^guard: {num} positives, expected at least {MIN_POSITIVES}") as refused:
-        fit_guard(
-            features, [str(i) for i in range(num)], sample, world.vectors.astype("f2"), np.ones(40), GuardConfig()
-        )
-    assert "\n" not in str(refused.value)
 
 
 @pytest.mark.parametrize("num", [MIN_POSITIVES, 30])

@@ -9,7 +9,7 @@ import pytest
 
 from mining import oracles
 from mining.worlds import World, around, make_anchors
-from scalemine.config import Config, InputError
+from scalemine.config import Config
 from scalemine.executor import InlineExecutor
 from scalemine.mining import mine as module
 from scalemine.mining.anchors import Positives
@@ -184,13 +184,25 @@ def test_seed_decides_a_draw(world, corpus, strategy):
 
 def test_shortage_is_said_with_what_is_there(world, corpus):
     mined = run(config_of({"bands": (4,), "per_class": 1_000}), [corpus], labelled(world))
-    assert mined.warnings[-1].startswith("band 4 holds true positives, too; guard.max_false_negative")
-    for row, warning in zip(mined.yields, mined.warnings[:-1], strict=True):
+    for row, warning in zip(mined.yields, mined.warnings, strict=True):
         name, found, available = row["class_name"], row["found"], row["available"]
         assert found < 1_000
         in_band = mined.distributions[NAMES.index(name)]["band_counts"]["4"]
         assert available == in_band
         assert warning == (f"{name}, band 4: {found} of 1000 negatives found; the corpus holds {in_band} tweets there")
+
+
+def test_what_lies_far_above_the_mean_without_a_guard_is_warned_about(world, corpus):
+    # The same tweets, as if the mean lay three sigma lower.
+    config = config_of({"strategy": "rank", "rank_max": 40})
+    mined = run(config, [corpus], labelled(world))
+    far = [row | {"z": row["z"] + 3} for row in mined.negatives.table.to_pylist()]
+    moved = replace(mined.negatives, table=pa.Table.from_pylist(far, schema=mined.negatives.table.schema))
+    beyond = sum(row["z"] >= 3 for row in far)
+    assert beyond > 0
+    [warning] = module._unguarded(config, moved)
+    assert warning.startswith(f"{beyond} negatives lie 3 sigma or more above the mean")
+    assert module._unguarded(config, mined.negatives) == []
 
 
 def test_shortage_of_what_is_not_counted(world, corpus):
@@ -247,8 +259,9 @@ def test_events_are_held_out_together(world, corpus):
     events = [f"event {number % 4}" for number in range(40)]
     mined = run(config_of(guard={"max_false_negative": 0.1, "prior": 0.08}), [corpus], labelled(world, events))
     assert (mined.guard["groups"], mined.guard["prior"], mined.guard["prior_is"]) == (4, 0.08, "given")
-    with pytest.raises(InputError, match="all positives are of one event"):
-        run(config_of(guard={"max_false_negative": 0.1}), [corpus], labelled(world, ["one"] * 40))
+    alike = run(config_of(guard={"max_false_negative": 0.1}), [corpus], labelled(world, ["one"] * 40))
+    assert alike.guard["groups"] == 40
+    assert sum("all positives are of one event" in warning for warning in alike.warnings) == len(NAMES)
 
 
 def test_decisions_overrule_the_guard(world, corpus):

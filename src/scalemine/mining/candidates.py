@@ -236,11 +236,14 @@ def by_positive(
 
 def nearest_sibling(anchors: Anchors) -> NDArray[np.float64]:
     """Return the cosine ``(M,)`` of each positive to the nearest other one of its class; 1 where it is the only one."""
-    cosines_MM = anchors.positives_MD.astype(np.float64) @ anchors.positives_MD.T.astype(np.float64)
-    siblings_MM = anchors.positive_class_M[:, None] == anchors.positive_class_M[None, :]
-    np.fill_diagonal(siblings_MM, False)
-    nearest_M = np.where(siblings_MM, cosines_MM, -np.inf).max(axis=1)
-    return np.where(np.isfinite(nearest_M), nearest_M, 1.0)
+    vectors_MD = anchors.positives_MD.astype(np.float64)
+    nearest_M = np.ones(len(vectors_MD))
+    for positive, vector_D in enumerate(vectors_MD):
+        siblings_M = anchors.positive_class_M == anchors.positive_class_M[positive]
+        siblings_M[positive] = False
+        if siblings_M.any():
+            nearest_M[positive] = (vectors_MD[siblings_M] @ vector_D).max()
+    return nearest_M
 
 
 def _turns(weights_R: NDArray[np.float64]) -> NDArray[np.float64]:

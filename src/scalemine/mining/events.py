@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bisect
+import logging
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -12,10 +13,17 @@ from scalemine.config import GuardConfig, InputError
 from scalemine.mining.anchors import Positives
 from scalemine.mining.sampling import Row
 
+logger = logging.getLogger(__name__)
+
 # "Mon Oct 29 20:13:02 +0000 2012", as Twitter's first API wrote it.
 TWITTER_TIME = "%a %b %d %H:%M:%S %z %Y"
 # A number from here on counts milliseconds, not seconds.
 MILLISECONDS = 1e11
+
+
+def normal_event(event: str | None) -> str:
+    """Return an event's name without regard to case and blanks around it; empty for none."""
+    return (event or "").strip().lower()
 
 
 def columns_of(config: GuardConfig) -> tuple[str, ...]:
@@ -35,7 +43,7 @@ def near_event(config: GuardConfig, positives: Sequence[Positives]) -> Callable[
     times: dict[str, list[float]] = {}
     for group in positives:
         rows = group.table.select(["class_name", "event", "time"]).to_pylist()
-        events |= {row["event"].strip().lower() for row in rows if row["event"]}
+        events |= {normal_event(row["event"]) for row in rows} - {""}
         for row in rows:
             if config.time and row["time"]:
                 times.setdefault(row["class_name"], []).append(_read(row["time"]))
@@ -46,13 +54,20 @@ def near_event(config: GuardConfig, positives: Sequence[Positives]) -> Callable[
     for known in times.values():
         known.sort()
 
+    warned: list[str] = []
+
     def is_near(row: Row, class_name: str) -> bool:
         more = dict(zip(columns_of(config), row.more, strict=True))
         event = more.get(config.event or "")
-        if event and event.strip().lower() in events:
+        if normal_event(event) in events:
             return True
         time = more.get(config.time or "")
         seconds = seconds_of(time) if time else None
+        if time and seconds is None and not warned:
+            warned.append(time)
+            logger.warning(
+                "guard.time: a time of the corpus cannot be read: %r; such tweets are taken to be of no time", time
+            )
         return seconds is not None and _gap(times.get(class_name, []), seconds) <= config.hours * 3600
 
     return is_near
@@ -63,7 +78,7 @@ def seconds_of(text: str) -> float | None:
 
     A time without a zone is taken for UTC.
     """
-    text = text.strip()
+    text = text.strip().removesuffix(" UTC")
     # 20121029 is a date.
     if not re.fullmatch(r"\d{8}", text):
         try:

@@ -27,6 +27,7 @@ from scalemine.executor import Executor
 from scalemine.mining.anchors import Anchors
 from scalemine.mining.candidates import View
 from scalemine.mining.embeddings import Similarities
+from scalemine.mining.events import normal_event
 from scalemine.mining.sampling import Row, fetch_rows, groups, lowest, priorities
 from scalemine.mining.similarity import STEPS_PER_UNIT, Normal, anchor_grid, similarities
 from scalemine.mining.strategies import prior_bound
@@ -45,6 +46,8 @@ FEATURES = (
 # The sample is drawn apart where the corpus has few tweets and the guard is needed: by the largest z over the classes.
 STRATA = (1.0, 2.0, 3.0, 4.0)
 MIN_POSITIVES = 20
+# A tweet of the sample that is a positive with this probability or a higher one is no negative to learn from.
+MAX_NEGATIVE = 0.2
 # A positive's own copies would flatter it.
 COPY_COSINE = 0.95
 BLOCK_ROWS = 4_096
@@ -76,27 +79,23 @@ class Features:
         parts = []
         for start in range(0, len(vectors_ND), BLOCK_ROWS):
             block_BD = vectors_ND[start : start + BLOCK_ROWS]
-            z_BK = self._z(similarities(block_BD, anchors_grid) / STEPS_PER_UNIT, np.arange(len(self.normals)))
+            z_BK = self._z(similarities(block_BD, anchors_grid) / STEPS_PER_UNIT)
             parts.append(self._row(z_BK, similarities(block_BD, positives_grid), texts[start : start + BLOCK_ROWS]))
         return np.concatenate(parts) if parts else np.empty((0, self.num))
 
     def of_positives(self, groups_M: NDArray[np.int64]) -> FloatArray:
-        """Return the features ``(M, F)`` of the positives, each as if those of its group had not been labelled."""
+        """Return the features ``(M, F)`` of the positives, each as if those of its group had not been labelled.
+
+        Every class has positives of two groups at least.
+        """
         anchors, vectors_MD = self.anchors, self.anchors.positives_MD
         features_MF = np.empty((len(vectors_MD), self.num))
         cosines_MM = similarities(vectors_MD.astype(np.float16), anchor_grid(vectors_MD))
         for group in np.unique(groups_M):
             held, others = groups_M == group, groups_M != group
-            kept = [k for k in range(len(self.normals)) if (others & (anchors.positive_class_M == k)).any()]
-            if not kept:
-                raise InputError(
-                    "guard: all positives are of one event, so none is held out; give another column by positives.event"
-                )
-            means_KD = np.stack([vectors_MD[others & (anchors.positive_class_M == k)].mean(axis=0) for k in kept])
-            z_HK = self._z(
-                similarities(vectors_MD[held].astype(np.float16), anchor_grid(means_KD)) / STEPS_PER_UNIT,
-                np.array(kept),
-            )
+            classes = [others & (anchors.positive_class_M == k) for k in range(len(self.normals))]
+            means_KD = np.stack([vectors_MD[of_class].mean(axis=0) for of_class in classes])
+            z_HK = self._z(similarities(vectors_MD[held].astype(np.float16), anchor_grid(means_KD)) / STEPS_PER_UNIT)
             near_HM = np.where(cosines_MM[held] < COPY_COSINE * STEPS_PER_UNIT, cosines_MM[held], -STEPS_PER_UNIT)
             near_HM[:, held] = -STEPS_PER_UNIT
             texts = [self.positive_texts[i] for i in np.flatnonzero(held).tolist()]
@@ -108,8 +107,8 @@ class Features:
         """Number of features."""
         return 3 if self.rescore else 2
 
-    def _z(self, cosines_NK: FloatArray, classes: NDArray[np.int64]) -> FloatArray:
-        return np.stack([self.normals[k].z(cosines_NK[:, i]) for i, k in enumerate(classes)], axis=1)
+    def _z(self, cosines_NK: FloatArray) -> FloatArray:
+        return np.stack([normal.z(cosines_NK[:, k]) for k, normal in enumerate(self.normals)], axis=1)
 
     def _row(self, z_NK: FloatArray, near_NM: NDArray[np.int16], texts: Sequence[str]) -> FloatArray:
         count = min(self.neighbours, near_NM.shape[1])
@@ -187,8 +186,6 @@ def fit_classifiers(
     rows = []
     for fold in range(FOLDS):
         inside, outside = positives_MD[fold_M != fold], sample_UD[fold_U != fold]
-        if len(inside) == 0:
-            inside = positives_MD  # one group alone
         weights = weights_U[fold_U != fold] / weights_U[fold_U != fold].sum()
         rows.append(_logistic(inside.astype(np.float64), outside.astype(np.float64), weights, 5e-4, None))
     return Classifiers(np.stack(rows))
@@ -263,6 +260,31 @@ class Guard:
         return np.minimum(1.0, self.prior * self.ratio.of(features_NF))
 
 
+def hold_out_groups(
+    events: Sequence[str | None], ids: Sequence[str], classes: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Return the group of each positive, its event, or itself where it has none; and what to warn of.
+
+    The positives of a class that is all of one event are held out one by one.
+
+    Raises:
+        InputError: There are too few positives, or a class has one alone.
+    """
+    if len(ids) < MIN_POSITIVES:
+        raise InputError(f"guard: {len(ids)} positives, expected at least {MIN_POSITIVES} to estimate from; add some")
+    groups = [normal_event(event) or f"\0{id_}" for event, id_ in zip(events, ids, strict=True)]
+    warnings = []
+    for name in sorted(set(classes)):
+        members = [i for i, one in enumerate(classes) if one == name]
+        if len(members) < 2:
+            raise InputError(f"guard: class {name!r} has one positive, expected at least 2 to hold one out; add some")
+        if len({groups[i] for i in members}) == 1:
+            warnings.append(f"{name}: all positives are of one event; the guard is less sure of tweets of other events")
+            for i in members:
+                groups[i] = f"\0{ids[i]}"
+    return groups, warnings
+
+
 def fit_guard(
     features: Features,
     positive_groups: Sequence[str],
@@ -281,12 +303,8 @@ def fit_guard(
         weights_U: How many tweets of the corpus each stands for.
         config: The prior, if it is given.
 
-    Raises:
-        InputError: There are too few positives.
     """
     num = len(positive_groups)
-    if num < MIN_POSITIVES:
-        raise InputError(f"guard: {num} positives, expected at least {MIN_POSITIVES} to estimate from; add some")
     names = sorted(set(positive_groups))
     groups_M = np.array([names.index(group) for group in positive_groups])
     fold_M, fold_U = groups_M % FOLDS, np.arange(len(sample)) % FOLDS
@@ -294,14 +312,17 @@ def fit_guard(
     positives_MF = features.of_positives(groups_M)
     corpus_UF = features.of([row.text for row in sample], sample_vectors_UD)
     # What looks like a positive by the other features is no negative to learn from. Strata weigh alike.
-    ratio, prior = _fit(positives_MF, corpus_UF, weights_U, config)
-    negative_U = 1 - np.minimum(1.0, prior * ratio.of(corpus_UF))
-    classifiers = fit_classifiers(positives_MD, fold_M, sample_vectors_UD, fold_U, negative_U + 1e-9)
+    ratio, bound = _fit(positives_MF, corpus_UF, weights_U, config)
+    probability_U = np.minimum(1.0, bound * ratio.of(corpus_UF))
+    negative_U = np.where(probability_U < MAX_NEGATIVE, 1 - probability_U, 1e-9)
+    classifiers = fit_classifiers(positives_MD, fold_M, sample_vectors_UD, fold_U, negative_U)
     # Each by the classifier that did not see its fold.
     first_M = classifiers.scores(positives_MD)[np.arange(num), fold_M]
     first_U = classifiers.scores(sample_vectors_UD)[np.arange(len(sample)), fold_U]
     positives_MF, corpus_UF = np.column_stack([first_M, positives_MF]), np.column_stack([first_U, corpus_UF])
     ratio, prior = _fit(positives_MF, corpus_UF, weights_U, config)
+    # The classifier knows labelled positives better than those that were among its negatives: its own bound is too low.
+    prior = max(bound, prior)
     facts = {
         "prior": prior,
         "prior_is": "given" if config.prior else "estimated, an upper bound",
@@ -332,8 +353,6 @@ def reliability(
     fold_M, fold_U = groups_M % FOLDS, np.arange(len(corpus_UF)) % FOLDS
     said_M, said_U = np.zeros(len(positives_MF)), np.zeros(len(corpus_UF))
     for fold in range(FOLDS):
-        if not (fold_M != fold).any():
-            continue  # one group alone; what it is said to be stays 0
         ratio = fit_ratio(positives_MF[fold_M != fold], corpus_UF[fold_U != fold], weights_U[fold_U != fold])
         for said, features, folds in ((said_M, positives_MF, fold_M), (said_U, corpus_UF, fold_U)):
             said[folds == fold] = np.minimum(1.0, prior * ratio.of(features[folds == fold]))

@@ -10,13 +10,22 @@ from typing import Any
 import numpy as np
 from scipy.cluster.vq import kmeans2
 
-from scalemine.config import SIGMA_BANDED, Config
+from scalemine.config import SIGMA_BANDED, Config, InputError
 from scalemine.executor import Executor
 from scalemine.mining import distributions
 from scalemine.mining.anchors import Positives
 from scalemine.mining.candidates import Cell, Clusters, Propose, Scored, View, by_model, by_positive, by_score
 from scalemine.mining.events import near_event
-from scalemine.mining.guard import Features, Guard, Rescore, fit_guard, load_rescorer, sample_strata, sample_vectors
+from scalemine.mining.guard import (
+    Features,
+    Guard,
+    Rescore,
+    fit_guard,
+    hold_out_groups,
+    load_rescorer,
+    sample_strata,
+    sample_vectors,
+)
 from scalemine.mining.negatives import MinedNegatives, Precautions, mine_negatives, quotas
 from scalemine.mining.probe import Probe
 from scalemine.mining.similarity import Normal, SimilarityDistribution, anchor_grid, describe
@@ -112,8 +121,7 @@ def mine(
     )  # fmt: skip
     yields = _yields(config, mined, wanted, available)
     warnings = distributions.weak_anchor_warnings(rows, config.mining) + _shortages(yields, mined)
-    if guard is None and 4 in kinds(config.mining).values():
-        warnings.append("band 4 holds true positives, too; guard.max_false_negative, such as 0.05, keeps them out")
+    warnings += guard.facts.pop("warnings") if guard else _unguarded(config, mined)
     return Mined(mined, rows, measured, yields, guard.facts if guard else None, warnings)
 
 
@@ -144,6 +152,20 @@ def _fit(
     return replace(corpus.view, normals=normals), rows, measured
 
 
+def check_precautions(config: Config, positives: Positives, test: Positives | None) -> None:
+    """Raise InputError where the guard or the strategy cannot do with these positives, before the work begins."""
+    near_event(config.guard, [group for group in (positives, test) if group])
+    if config.guard.max_false_negative is not None:
+        groups_of(positives)
+    if config.mining.strategy == "confusable" and len(positives.class_names) < 2:
+        raise InputError("mining.strategy: confusable wants two classes at least; the positives have one")
+
+
+def groups_of(positives: Positives) -> tuple[list[str], list[str]]:
+    """Return the groups of positives that the guard holds out together, and what to warn of."""
+    return hold_out_groups(*(positives.table[name].to_pylist() for name in ("event", "id", "class_name")))
+
+
 def _in_order(view: View) -> list[Normal]:
     return [view.normals[name] for name in view.anchors.class_names]
 
@@ -156,10 +178,10 @@ def _guard(config: Config, view: View, positives: Positives, executor: Executor)
     normals = _in_order(view)
     features = Features(view.anchors, normals, config.guard.neighbours, view.anchors.positive_texts, rescore)
     sample, weights_U = sample_strata(view, normals, config.guard.sample_size, config.seed, executor)
-    # Without events each positive is held out by itself.
-    events = positives.table["event"].to_pylist()
-    groups = [event or id_ for event, id_ in zip(events, view.anchors.positive_ids, strict=True)]
-    return fit_guard(features, groups, sample, sample_vectors(view, sample), weights_U, config.guard)
+    groups, warnings = groups_of(positives)
+    guard = fit_guard(features, groups, sample, sample_vectors(view, sample), weights_U, config.guard)
+    guard.facts["warnings"] = warnings
+    return guard
 
 
 def _cells(
@@ -253,6 +275,17 @@ def _yields(
         }
         for (name, kind), quota in wanted.items()
     ]
+
+
+def _unguarded(config: Config, mined: MinedNegatives) -> list[str]:
+    """Warn of what was taken where true positives lie, and nobody looked."""
+    advice = "guard.max_false_negative, such as 0.05, keeps them out"
+    if config.mining.strategy == "model":
+        return [f"what a model takes for positives are in part positives that nobody labelled; {advice}"]
+    beyond = sum(z >= 3 for z in mined.table["z"].to_pylist())
+    if not beyond:
+        return []
+    return [f"{beyond} negatives lie 3 sigma or more above the mean, where many tweets are true positives; {advice}"]
 
 
 def _shortages(yields: Sequence[dict[str, Any]], mined: MinedNegatives) -> list[str]:

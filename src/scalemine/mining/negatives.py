@@ -9,6 +9,7 @@ Shapes: N texts, K classes, D dimensions, M positives.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ from scalemine.mining.sampling import Row
 from scalemine.mining.similarity import STEPS_PER_UNIT, anchor_grid, similarities
 from scalemine.mining.strategies import kinds
 from scalemine.text import duplicate_key
+
+logger = logging.getLogger(__name__)
 
 # Why a candidate was not taken.
 OUTSIDE = "outside its band in float32"
@@ -236,6 +239,8 @@ class _Choice:
         if unknown:
             self.vectors[0].update(zip(unknown, self.views[0].encode(unknown), strict=True))
             self._look_at(unknown)
+        # By stored embeddings they were doubtful; some are not.
+        texts = [text for text in texts if self.precautions.verdict(self.probabilities[text], b"") == UNSURE]
         return sorted(map(by_text.__getitem__, texts), key=lambda pair: (self.probabilities[pair[0].text], pair[0].id))
 
     def _look_at(self, texts: Sequence[str]) -> None:
@@ -252,6 +257,8 @@ class _Choice:
                 self.near.setdefault(other, set()).add(one)
 
 
+# Candidates that are looked at for each negative wanted; a guard that stops more will stop the rest, too.
+MAX_PER_QUOTA = 256
 # A probability guessed from stored embeddings may be off by this factor before it counts.
 GUESS_MARGIN = 1.25
 # Texts that are compared with all others at a time.
@@ -316,7 +323,11 @@ def mine_negatives(
         if not any(cut_short) or lengths == before:
             break
         before = lengths
-        sizes = [size * 4 if cut else size for size, cut in zip(sizes, cut_short, strict=True)]
+        longer = [min(size * 4, cell.quota * MAX_PER_QUOTA + 64) for size, cell in zip(sizes, cells, strict=True)]
+        if not any(cut and more > size for cut, more, size in zip(cut_short, longer, sizes, strict=True)):
+            logger.warning("gave up on some quotas after %s candidates for each", MAX_PER_QUOTA)
+            break
+        sizes = [max(size, more) if cut else size for size, more, cut in zip(sizes, longer, cut_short, strict=True)]
     num_candidates = len(choice.vectors[0])
     table = _table(chosen, choice, config, seed, encoders)
     review = [_describe(choice, row, cell, config) for row, cell in choice.to_review(unsure)]

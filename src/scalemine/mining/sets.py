@@ -6,6 +6,7 @@ Source: Zhang, Lo and Win Myint (2023), table 2.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
@@ -78,9 +79,18 @@ def num_random(num_train: int, num_test: int, ratio: int) -> int:
     return num_train + ratio * num_test
 
 
-def usable_random(sample: Sequence[Row], negatives: pa.Table, positives: Sequence[str]) -> list[Row]:
-    """Return the rows of a random sample that are no copies of positives, of mined negatives, or of one another."""
-    seen = {duplicate_key(text) for text in [*positives, *negatives["text"].to_pylist()]}
+def usable_random(
+    sample: Sequence[Row], negatives: pa.Table, positives: Sequence[str], reviewed: AbstractSet[bytes] = frozenset()
+) -> list[Row]:
+    """Return the rows of a random sample that are no copies of positives, of mined negatives, or of one another.
+
+    Args:
+        sample: The rows.
+        negatives: The mined ones.
+        positives: Texts.
+        reviewed: Keys of texts that a person found to be positives.
+    """
+    seen = {duplicate_key(text) for text in [*positives, *negatives["text"].to_pylist()]} | reviewed
     usable = []
     for row in sample:
         key = duplicate_key(row.text)
