@@ -264,7 +264,9 @@ def report(workdir: Annotated[Path, typer.Argument(metavar="WORKDIR", help="fold
     from scalemine.config import InputError
     from scalemine.store import Workdir
 
-    if not Workdir(workdir).manifest.exists() or not Workdir(workdir).negatives.exists():
+    named = Workdir(workdir)
+    # mined.json goes first where --redo discards a run.
+    if not all(path.exists() for path in (named.manifest, named.negatives, named.mined / "mined.json")):
         raise InputError(
             f"{workdir}: no finished run here (expected manifest.json and negatives.parquet); scalemine mine makes them"
         )
@@ -463,7 +465,7 @@ def _run(
     """Load the configuration, take the workdir, start the executor, and do it; or only say what would be done."""
     config = _load(path, overrides, executor, needs)
     if dry_run:
-        _print_plan(config, None if redo else check)
+        _print_plan(config, check, redo)
         return
     from scalemine.executor import StopSignals, make_executor
     from scalemine.pipeline import Run
@@ -490,18 +492,24 @@ def _load(
     return load_config(path, [*(overrides or []), *extra], needs=MINING_SECTIONS if needs is None else needs)
 
 
-def _print_plan(config: Config, check: Callable[[Config], None] | None) -> None:
-    """Say what a run would do; what refuses the workdir of another configuration is None where that is discarded."""
+def _print_plan(config: Config, check: Callable[[Config], None], redo: bool) -> None:
+    """Say what a run would do, and refuse what it would refuse."""
     import yaml
 
+    from scalemine.config import InputError
     from scalemine.corpus import open_corpus
     from scalemine.sources import find_sources
     from scalemine.store import Workdir
 
     workdir = Workdir(config.workdir)
     print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
-    if check and any(workdir.root.glob("*/stage.json")):
-        check(config)
+    if any(workdir.root.glob("*/stage.json")):
+        try:
+            check(config)
+        except InputError as error:
+            if not (redo and "--redo" in str(error)):
+                raise
+            print(f"to be discarded: {error}")
     if (workdir.corpus / "corpus.json").exists():
         corpus = open_corpus(workdir.corpus)
         print(f"corpus: imported, {corpus.num_rows:,} rows in {len(corpus.shards)} shards")

@@ -253,6 +253,15 @@ class GuardConfig(Section):
     time: str | None = Field(None, description="column of the time in corpus.keep; see hours")
     hours: float = Field(24.0, gt=0, description="no negative is taken so near in time to a positive of its class")
 
+    @model_validator(mode="after")
+    def _consistent(self) -> GuardConfig:
+        if self.max_false_negative and self.review_below < self.max_false_negative:
+            raise ValueError(
+                f"guard.review_below: expected at least max_false_negative ({self.max_false_negative}); "
+                f"got {self.review_below}"
+            )
+        return self
+
 
 class IndexConfig(Section):
     """What similarity search goes through: the embeddings themselves, or an approximate index of them."""

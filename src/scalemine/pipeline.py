@@ -235,11 +235,15 @@ def _score(run: Run, corpus: Corpus, positives: Positives, wanted: dict[tuple[st
 
 def _check_columns(config: Config, corpus: Corpus) -> None:
     """Raise InputError where the guard is to look at a column that the corpus does not have."""
-    known = corpus.columns
     for column in columns_of(config.guard):
-        if column not in known:
+        if column not in corpus.columns:
             raise InputError(
-                f"guard: the corpus has no column {column!r}, only {', '.join(known)}; carry it along by corpus.keep"
+                f"guard: the corpus has no column {column!r}, only {', '.join(corpus.columns)}; "
+                f"carry it along by corpus.keep"
+            )
+        if all(corpus.read(shard, columns=[column])[column].null_count == shard.num_rows for shard in corpus.shards):
+            raise InputError(
+                f"guard: column {column!r} of the corpus is empty: no source has it; name another, or none"
             )
 
 

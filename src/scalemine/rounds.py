@@ -55,6 +55,9 @@ def run_rounds(run: Run, rounds: int) -> list[dict[str, Any]]:
                 _replace_easy(run, stage, data, history[-1]["model"])
         data = stage.file(TRAIN_SET)
         facts = read_json(stage.file(FACTS))
+        if not facts["replaced"]:
+            run.warn(f"round {number}: the model wrongly tags nothing that could be taken; stopped before it")
+            break
         history.append({"round": number, **facts, **_train(run, data, number)})
     write_json(workdir.rounds / "rounds.json", history)
     return history

@@ -20,6 +20,7 @@ from scalemine.mining.guard import (
     STRATA,
     Features,
     Guard,
+    check_positives,
     fit_classifiers,
     fit_guard,
     fit_ratio,
@@ -197,37 +198,50 @@ def names_of(classes):
     return [f"class {number}" for number in classes]
 
 
-def test_events_are_groups_whatever_their_case():
-    events = ["Flood", " flood ", None, "", *["fire", "FIRE"] * 8]
-    groups, warnings = hold_out_groups(events, [f"p{i}" for i in range(20)], names_of([0, 1] * 10))
-    assert groups[0] == groups[1]
-    assert len({groups[i] for i in range(4, 20)}) == 1
-    # Without an event each is a group of its own, also where an event has the name of its id.
+def test_events_are_groups_whatever_their_case(positives):
+    events = ["Flood", " flood ", "fire", "FIRE"] * 4 + ["flood", "fire"]
+    groups = hold_out_groups(events, CLASSES, positives, 1)
+    assert groups == [event.strip().lower() for event in events]
+
+
+@pytest.mark.parametrize("events", [[None] * 18, ["one"] * 18, ["", "two"] * 9])
+def test_clusters_stand_in_for_events(positives, events):
+    groups = hold_out_groups(events, CLASSES, positives, 1)
+    for index in set(CLASSES.tolist()):
+        own = {group for group, one in zip(groups, CLASSES, strict=True) if one == index}
+        others = set(groups) - own
+        assert len(own) == 2
+        assert all(group not in others for group in own)
+    assert groups == hold_out_groups(events, CLASSES, positives, 1)
+
+
+def test_clusters_hold_out_siblings():
+    # Two stories a class: those of one story go together, so none is judged beside its siblings.
+    rng = np.random.default_rng(5)
+    centres = oracles.unit_rows(rng, 4, DIM)
+    rows = np.concatenate([around(rng, centre, 30, 0.05) for centre in centres])
+    classes, stories = np.repeat([0, 1], 60), np.repeat(np.arange(4), 30)
+    groups = hold_out_groups([None] * 120, classes, rows, 3)
+    for story in range(4):
+        assert len({groups[i] for i in np.flatnonzero(stories == story)}) == 1
     assert len(set(groups)) == 4
-    assert not warnings
 
 
-def test_class_of_one_event_is_held_out_one_by_one():
-    classes = names_of([0] * 10 + [1] * 10)
-    events = ["one"] * 10 + ["one", "two"] * 5
-    groups, warnings = hold_out_groups(events, [f"p{i}" for i in range(20)], classes)
-    assert len(set(groups[:10])) == 10
-    assert len(set(groups[10:])) == 2
-    assert not set(groups[:10]) & set(groups[10:])
-    assert [warning.split(":")[0] for warning in warnings] == ["class 0"]
-    assert "all positives are of one event" in warnings[0]
+def test_positives_that_are_all_alike_are_held_out_one_by_one():
+    groups = hold_out_groups([None] * 20, np.zeros(20, int), np.ones((20, 4)) / 2, 1)
+    assert len(set(groups)) >= 2
 
 
 @pytest.mark.parametrize("num", [1, MIN_POSITIVES - 1])
 def test_too_few_positives_are_refused(num):
     with pytest.raises(InputError, match=rf"^guard: {num} positives, expected at least {MIN_POSITIVES}") as refused:
-        hold_out_groups([None] * num, [str(i) for i in range(num)], ["fire"] * num)
+        check_positives(["fire"] * num)
     assert "\n" not in str(refused.value)
 
 
 def test_class_with_one_positive_is_refused():
     with pytest.raises(InputError, match=r"^guard: class 'class 1' has one positive, expected at least 2") as refused:
-        hold_out_groups([None] * 20, [str(i) for i in range(20)], names_of([0] * 19 + [1]))
+        check_positives(names_of([0] * 19 + [1]))
     assert "\n" not in str(refused.value)
 
 
@@ -440,7 +454,7 @@ def test_facts_of_the_guard(guard, mixture):
     names = ["linear classifier of the embedding", "mean z over the classes", "mean cosine to the nearest positives"]
     assert list(facts["features"]) == names
     estimated = fit_world(world, events)
-    assert estimated.facts["prior_is"] == "estimated, an upper bound"
+    assert estimated.facts["prior_is"] == "estimated"
     assert estimated.prior == estimated.facts["prior"]
     assert 0.95 * hidden.mean() < estimated.prior < 2 * hidden.mean()
 

@@ -164,8 +164,11 @@ def test_each_positive_by_itself(world, corpus, strategy, sampling):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_result_does_not_depend_on_shards(world, corpus, other_shards, strategy):
-    config = config_of({"strategy": strategy, "clusters": 12, "rank_max": 400}, {"max_false_negative": 0.3})
-    one, two = (run(config, [each], labelled(world)) for each in (corpus, other_shards))
+    # Of the few that lie near two classes most are probably positives.
+    guard = {"max_false_negative": 0.9 if strategy == "confusable" else 0.3, "review_below": 1.0}
+    config = config_of({"strategy": strategy, "clusters": 12, "rank_max": 400}, guard)
+    events = [f"event {number % 8}" for number in range(40)]
+    one, two = (run(config, [each], labelled(world, events)) for each in (corpus, other_shards))
     assert one.negatives.table.equals(two.negatives.table)
     assert one.negatives.review.equals(two.negatives.review)
     assert one.negatives.passed_over == two.negatives.passed_over
@@ -251,8 +254,8 @@ def test_guard_keeps_hidden_positives_out(world, corpus):
     assert all(0.05 < row["false_negative_probability"] <= 0.5 for row in review)
     assert guarded.negatives.passed_over[DROPPED] > 0
     assert guarded.negatives.passed_over.get(UNSURE, 0) >= len(review)
-    assert guarded.guard["groups"] == 40
-    assert (guarded.guard["prior_is"], guarded.guard["positives"]) == ("estimated, an upper bound", 40)
+    assert guarded.guard["groups"] == 4  # two clusters of each class
+    assert (guarded.guard["prior_is"], guarded.guard["positives"]) == ("estimated", 40)
 
 
 def test_events_are_held_out_together(world, corpus):
@@ -260,8 +263,7 @@ def test_events_are_held_out_together(world, corpus):
     mined = run(config_of(guard={"max_false_negative": 0.1, "prior": 0.08}), [corpus], labelled(world, events))
     assert (mined.guard["groups"], mined.guard["prior"], mined.guard["prior_is"]) == (4, 0.08, "given")
     alike = run(config_of(guard={"max_false_negative": 0.1}), [corpus], labelled(world, ["one"] * 40))
-    assert alike.guard["groups"] == 40
-    assert sum("all positives are of one event" in warning for warning in alike.warnings) == len(NAMES)
+    assert alike.guard["groups"] == 2 * len(NAMES)
 
 
 def test_decisions_overrule_the_guard(world, corpus):

@@ -2,15 +2,16 @@
 
 P(positive | x) = prior p+(x) / p(x), by Bayes' rule. The ratio of densities comes from a logistic regression of
 held-out positives against the corpus, on few features that may only raise it, calibrated by isotonic regression; the
-prior from above, as ``strategies.prior_bound`` says. One estimate serves all classes: a tweet of another class is no
-negative either. The first feature is a linear classifier of embeddings; it is learnt after a first estimate by the
-others, which says what of the corpus to take for negative.
+prior as ``strategies.prior_bound`` says. All of it supposes that unlabelled positives are like the labelled ones. One
+estimate serves all classes: a tweet of another class is no negative either. The first feature is a linear classifier of
+embeddings; it is learnt after a first estimate by the others, which says what of the corpus to take for negative.
 
 Shapes: N candidates, U rows of the corpus's sample, M positives, K classes, D dimensions, F features.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.cluster.vq import kmeans2
 from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit
 
@@ -48,6 +50,8 @@ STRATA = (1.0, 2.0, 3.0, 4.0)
 MIN_POSITIVES = 20
 # A tweet of the sample that is a positive with this probability or a higher one is no negative to learn from.
 MAX_NEGATIVE = 0.2
+# Without events: about as many positives as an event has.
+POSITIVES_PER_CLUSTER = 50
 # A positive's own copies would flatter it.
 COPY_COSINE = 0.95
 BLOCK_ROWS = 4_096
@@ -260,29 +264,38 @@ class Guard:
         return np.minimum(1.0, self.prior * self.ratio.of(features_NF))
 
 
-def hold_out_groups(
-    events: Sequence[str | None], ids: Sequence[str], classes: Sequence[str]
-) -> tuple[list[str], list[str]]:
-    """Return the group of each positive, its event, or itself where it has none; and what to warn of.
-
-    The positives of a class that is all of one event are held out one by one.
-
-    Raises:
-        InputError: There are too few positives, or a class has one alone.
-    """
-    if len(ids) < MIN_POSITIVES:
-        raise InputError(f"guard: {len(ids)} positives, expected at least {MIN_POSITIVES} to estimate from; add some")
-    groups = [normal_event(event) or f"\0{id_}" for event, id_ in zip(events, ids, strict=True)]
-    warnings = []
-    for name in sorted(set(classes)):
-        members = [i for i, one in enumerate(classes) if one == name]
-        if len(members) < 2:
+def check_positives(class_names: Sequence[str]) -> None:
+    """Raise InputError where there are too few positives, or a class has one alone."""
+    if len(class_names) < MIN_POSITIVES:
+        raise InputError(
+            f"guard: {len(class_names)} positives, expected at least {MIN_POSITIVES} to estimate from; add some"
+        )
+    for name, count in sorted(Counter(class_names).items()):
+        if count < 2:
             raise InputError(f"guard: class {name!r} has one positive, expected at least 2 to hold one out; add some")
-        if len({groups[i] for i in members}) == 1:
-            warnings.append(f"{name}: all positives are of one event; the guard is less sure of tweets of other events")
-            for i in members:
-                groups[i] = f"\0{ids[i]}"
-    return groups, warnings
+
+
+def hold_out_groups(
+    events: Sequence[str | None], class_M: NDArray[np.int64], vectors_MD: NDArray[Any], seed: int
+) -> list[str]:
+    """Return the group of each positive: its event or, where its class is not of several events, its cluster.
+
+    Unlabelled positives are of other events than the labelled ones. Where events are not known, clusters of like
+    positives stand in for them; positives held out one by one would keep siblings that flatter them.
+    """
+    groups = [normal_event(event) for event in events]
+    for index in range(int(class_M.max()) + 1):
+        members = np.flatnonzero(class_M == index)
+        if len({groups[i] for i in members}) > 1 and all(groups[i] for i in members):
+            continue
+        number = max(2, -(-len(members) // POSITIVES_PER_CLUSTER))
+        rng = np.random.default_rng(seed)
+        _, labels = kmeans2(vectors_MD[members].astype(np.float64), number, minit="++", seed=rng, missing="warn")
+        if len(set(labels.tolist())) == 1:  # all alike
+            labels = np.arange(len(members))
+        for member, label in zip(members.tolist(), labels.tolist(), strict=True):
+            groups[member] = f"\0{index}:{label}"
+    return groups
 
 
 def fit_guard(
@@ -325,7 +338,7 @@ def fit_guard(
     prior = max(bound, prior)
     facts = {
         "prior": prior,
-        "prior_is": "given" if config.prior else "estimated, an upper bound",
+        "prior_is": "given" if config.prior else "estimated",
         "features": dict(zip(FEATURES, ratio.coefficients[:-1].tolist(), strict=False)),
         "positives": num,
         "groups": len(names),

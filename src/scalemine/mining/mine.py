@@ -20,6 +20,7 @@ from scalemine.mining.guard import (
     Features,
     Guard,
     Rescore,
+    check_positives,
     fit_guard,
     hold_out_groups,
     load_rescorer,
@@ -121,7 +122,7 @@ def mine(
     )  # fmt: skip
     yields = _yields(config, mined, wanted, available)
     warnings = distributions.weak_anchor_warnings(rows, config.mining) + _shortages(yields, mined)
-    warnings += guard.facts.pop("warnings") if guard else _unguarded(config, mined)
+    warnings += [] if guard else _unguarded(config, mined)
     return Mined(mined, rows, measured, yields, guard.facts if guard else None, warnings)
 
 
@@ -156,14 +157,9 @@ def check_precautions(config: Config, positives: Positives, test: Positives | No
     """Raise InputError where the guard or the strategy cannot do with these positives, before the work begins."""
     near_event(config.guard, [group for group in (positives, test) if group])
     if config.guard.max_false_negative is not None:
-        groups_of(positives)
+        check_positives(positives.table["class_name"].to_pylist())
     if config.mining.strategy == "confusable" and len(positives.class_names) < 2:
         raise InputError("mining.strategy: confusable wants two classes at least; the positives have one")
-
-
-def groups_of(positives: Positives) -> tuple[list[str], list[str]]:
-    """Return the groups of positives that the guard holds out together, and what to warn of."""
-    return hold_out_groups(*(positives.table[name].to_pylist() for name in ("event", "id", "class_name")))
 
 
 def _in_order(view: View) -> list[Normal]:
@@ -178,10 +174,9 @@ def _guard(config: Config, view: View, positives: Positives, executor: Executor)
     normals = _in_order(view)
     features = Features(view.anchors, normals, config.guard.neighbours, view.anchors.positive_texts, rescore)
     sample, weights_U = sample_strata(view, normals, config.guard.sample_size, config.seed, executor)
-    groups, warnings = groups_of(positives)
-    guard = fit_guard(features, groups, sample, sample_vectors(view, sample), weights_U, config.guard)
-    guard.facts["warnings"] = warnings
-    return guard
+    events = positives.table["event"].to_pylist()
+    groups = hold_out_groups(events, view.anchors.positive_class_M, view.anchors.positives_MD, config.seed)
+    return fit_guard(features, groups, sample, sample_vectors(view, sample), weights_U, config.guard)
 
 
 def _cells(

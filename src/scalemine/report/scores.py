@@ -30,27 +30,22 @@ def print_runs(console: Console, results: Sequence[Json]) -> None:
 
 def print_rounds(console: Console, history: Sequence[Json]) -> None:
     """Print rounds of mining by the model: what each replaced, and the scores on every test set after it."""
-    names = list(dict.fromkeys(key for one in history for key in one["result"]["metrics"]))
     columns = (
-        Column("round", "round"),
+        Column("round", "round", numeric=False),
         Column("negatives that had become easy", "easy"),
         Column("replaced", "replaced"),
-        *(Column(f"F1 on {plain_name(name)} (false alarms per 1,000)", plain_name(name)) for name in names),
+        Column("test set", "set", numeric=False),
+        Column("F1", "F1"),
+        Column("false alarms per 1,000 negatives", "false alarms"),
     )
     rows = []
     for one in history:
-        scored = [one["result"]["metrics"].get(name) for name in names]
         known = [MISSING if "easy" not in one else whole(one[key]) for key in ("easy", "replaced")]
-        rows.append((Cell(str(one["round"])), *map(Cell, known), *(Cell(_f1_and_alarms(score)) for score in scored)))
-    caption = "Rounds: F1 in percent, and false alarms per 1,000 negatives"
-    print_table(console, Table(caption, columns, tuple(rows)))
-
-
-def _f1_and_alarms(scores: Json | None) -> str:
-    if scores is None:
-        return MISSING
-    alarms = f" ({scores['false_alarms'][ALL_NEGATIVES]['per_1000']:.0f})" if _num_negatives(scores) else ""
-    return f"{100 * scores['f1']:.1f}{alarms}"
+        for name, scored in one["result"]["metrics"].items():
+            alarms = [scored["false_alarms"][ALL_NEGATIVES]["per_1000"]] if _num_negatives(scored) else []
+            cells = [str(one["round"]), *known, plain_name(name), _mean([100 * scored["f1"]]), _mean(alarms)]
+            rows.append(tuple(map(Cell, cells)))
+    print_table(console, Table("Rounds: exact spans, micro, in percent", columns, tuple(rows)))
 
 
 def runs_table(name: str, runs: Sequence[Json]) -> Table:

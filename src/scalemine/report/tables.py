@@ -278,10 +278,8 @@ def guard_sentences(findings: Findings) -> list[str]:
         return []
     budget = (findings.part("config").get("guard") or {}).get("max_false_negative")
     sentences = [
-        f"At most {percent(guard['prior'])} % of the corpus are positives ({plain_name(guard['prior_is'])})."
-        if guard["prior_is"] != "given"
-        else f"{percent(guard['prior'])} % of the corpus are positives (given).",
-        f"No negative has a probability above {percent(budget)} % of being one.",
+        f"About {percent(guard['prior'])} % of the corpus are positives ({plain_name(guard['prior_is'])}).",
+        f"No negative has an estimated probability above {percent(budget)} % of being one.",
     ]
     waiting = findings.manifest.get("to_review")
     if waiting:
