@@ -182,7 +182,7 @@ def fake(monkeypatch):
 
 def slow_pool(world, corpus, size) -> list[str]:
     near = [id_ for id_, z in z_of(corpus).items() if z.max() >= LEAST_Z]
-    return sorted(near, key=lambda id_: oracles.priority(id_, SEED, "pool"))[:size]
+    return sorted(near, key=lambda id_: oracles.priority(id_, SEED, "pool:1"))[:size]
 
 
 @pytest.mark.parametrize("pool", [30, 5_000])

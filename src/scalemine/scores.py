@@ -7,22 +7,18 @@ which it is surest. Scores of any other model come as a Parquet file.
 from __future__ import annotations
 
 import logging
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from scalemine.config import Config, InputError
-from scalemine.corpus import Shard
 from scalemine.executor import Advance, Executor
-from scalemine.mining.candidates import Scored, View
-from scalemine.mining.embeddings import Similarities
+from scalemine.mining.candidates import Scored, View, sample_by_z
 from scalemine.mining.mine import ScoredCorpus
-from scalemine.mining.sampling import fetch_rows, groups, lowest, priorities
+from scalemine.mining.sampling import Row, fetch_rows
 from scalemine.mining.similarity import STEPS_PER_UNIT, Normal
 from scalemine.models import model_fingerprint
 from scalemine.store import file_sha256
@@ -67,17 +63,16 @@ def score_candidates(
     normals = [distributions.fit(one) for one in distributions.measure(view.similarities, names, executor)]
     if Path(model).is_file():
         return _read_scores(Path(model), view, normals)
-    places = _pool(view.similarities, normals, config.mining.pool, config.seed, executor)
-    return _tag(model, view, normals, places, on_rows)
+    _, (_, pool) = sample_by_z(
+        view, normals, (LEAST_Z,), config.mining.pool, seed=config.seed, purpose="pool", executor=executor
+    )
+    return _tag(model, view, normals, pool, on_rows)
 
 
-def _tag(
-    model: str, view: View, normals: list[Normal], places: list[tuple[str, int]], on_rows: Advance
-) -> list[Scored]:
+def _tag(model: str, view: View, normals: list[Normal], rows: list[Row], on_rows: Advance) -> list[Scored]:
     from scalemine.training.tagger import load_tagger
 
     tagger, names = load_tagger(model), view.anchors.class_names
-    rows = fetch_rows(view.similarities.corpus, places, view.columns)
     scored = []
     for start in range(0, len(rows), BATCH):
         batch = rows[start : start + BATCH]
@@ -141,36 +136,3 @@ def _nearest(view: View, normals: list[Normal], shard_name: str, row: int) -> st
     cosines_K = view.similarities.steps(shard)[1][row] / STEPS_PER_UNIT
     z_K = [float(normal.z(cosines_K[[k]])[0]) for k, normal in enumerate(normals)]
     return view.anchors.class_names[int(np.argmax(z_K))]
-
-
-class _PoolSampler:
-    """The worker that returns rows of lowest priority among those near to some class."""
-
-    def __init__(self, stored: Similarities, normals: list[Normal], size: int, seed: int) -> None:
-        self._stored, self._normals, self._size, self._seed = stored, normals, size, seed
-
-    def __call__(self, shards: tuple[Shard, ...]) -> list[tuple[int, str, int]]:
-        """Return (priority, shard, row), sorted."""
-        found: list[tuple[int, str, int]] = []
-        for shard in shards:
-            keys_N, steps_NK, valid_N = self._stored.steps(shard)
-            z_NK: NDArray[np.float64] = np.stack(
-                [normal.z(steps_NK[:, k] / STEPS_PER_UNIT) for k, normal in enumerate(self._normals)], axis=1
-            )
-            rows = np.flatnonzero(valid_N & (z_NK.max(axis=1) >= LEAST_Z))
-            priorities_N = priorities(keys_N[rows], self._seed, "pool")
-            chosen = lowest(priorities_N, self._size)
-            found += [(int(priorities_N[i]), shard.name, int(rows[i])) for i in chosen]
-        return sorted(found)[: self._size]
-
-
-def _pool(
-    stored: Similarities, normals: list[Normal], size: int, seed: int, executor: Executor
-) -> list[tuple[str, int]]:
-    """Return shard and row of the tweets that the tagger is to read, in order of priority."""
-    found: list[tuple[int, str, int]] = []
-    for outcome in executor.map(partial(_PoolSampler, stored, normals, size, seed), groups(stored.corpus.shards)):
-        if outcome.error is not None or outcome.result is None:
-            raise RuntimeError(f"the pool cannot be drawn:\n{outcome.error}")
-        found = sorted(found + outcome.result)[:size]
-    return [(shard, row) for _, shard, row in found]

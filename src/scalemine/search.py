@@ -181,15 +181,11 @@ def _near_ids(embeddings: Embeddings, id_: str) -> str:
 
 
 def _stored_vectors(embeddings: Embeddings, liked: Sequence[Query]) -> NDArray[np.float32]:
-    shards = {shard.name: shard for shard in embeddings.corpus.shards}
-    vectors = []
-    for query in liked:
-        assert query.place is not None
-        vectors_ND, valid_N = embeddings.vectors(shards[query.place[0]])
-        if not valid_N[query.place[1]]:
+    vectors_QD = embeddings.at([query.place for query in liked if query.place]).astype(np.float32)
+    for query, vector_D in zip(liked, vectors_QD, strict=True):
+        if not vector_D.any():  # of a row in quarantine
             raise InputError(f"--like {query.id}: the row could not be encoded and has no vector; take another")
-        vectors.append(vectors_ND[query.place[1]].astype(np.float32))
-    return np.stack(vectors)
+    return vectors_QD
 
 
 def _encode(run: Run, texts: list[str]) -> NDArray[np.float32]:

@@ -282,3 +282,69 @@ def by_model(cells: Sequence[Cell], scored: Sequence[Scored], seed: int) -> Prop
         order = sorted(range(len(mine)), key=lambda i: (-mine[i].score, priorities_N[i]))
         found.append([mine[i].row for i in order])
     return lambda sizes: [rows[:size] for rows, size in zip(found, sizes, strict=True)]
+
+
+class _StratumSampler:
+    """The worker that counts the rows of each stratum in some shards, and returns those of lowest priority."""
+
+    def __init__(
+        self,
+        stored: Similarities,
+        normals: Sequence[Normal],
+        edges: Sequence[float],
+        size: int,
+        seed: int,
+        purpose: str,
+    ) -> None:
+        self._stored, self._normals, self._edges, self._size = stored, normals, edges, size
+        self._seed, self._purpose = seed, purpose
+
+    def __call__(self, shards: tuple[Shard, ...]) -> tuple[list[int], list[list[tuple[int, str, int]]]]:
+        """Return per stratum the number of rows, and (priority, shard, row) of some."""
+        counts = [0] * (len(self._edges) + 1)
+        found: list[list[tuple[int, str, int]]] = [[] for _ in counts]
+        for shard in shards:
+            keys_N, steps_NK, valid_N = self._stored.steps(shard)
+            z_KN = [normal.z(steps_NK[:, k] / STEPS_PER_UNIT) for k, normal in enumerate(self._normals)]
+            stratum_N = np.where(valid_N, np.digitize(np.max(z_KN, axis=0), self._edges), -1)
+            for stratum in range(len(counts)):
+                rows = np.flatnonzero(stratum_N == stratum)
+                counts[stratum] += len(rows)
+                priorities_N = priorities(keys_N[rows], self._seed, f"{self._purpose}:{stratum}")
+                chosen = lowest(priorities_N, self._size)
+                found[stratum] += [(int(priorities_N[i]), shard.name, int(rows[i])) for i in chosen]
+        return counts, [sorted(part)[: self._size] for part in found]
+
+
+def sample_by_z(
+    view: View,
+    normals: Sequence[Normal],
+    edges: Sequence[float],
+    size: int,
+    *,
+    seed: int,
+    purpose: str,
+    executor: Executor,
+) -> tuple[list[int], list[list[Row]]]:
+    """Return, per stratum of the largest z over the classes, how many rows of the corpus it has, and a sample of them.
+
+    Args:
+        view: Similarities of the corpus.
+        normals: Of the classes, in order.
+        edges: Rising z that part the strata.
+        size: Rows of a sample, or all of a smaller stratum.
+        seed: Of the draw.
+        purpose: Draws for other purposes are independent.
+        executor: Where the corpus is gone through.
+    """
+    counts = [0] * (len(edges) + 1)
+    found: list[list[tuple[int, str, int]]] = [[] for _ in counts]
+    corpus = view.similarities.corpus
+    worker = partial(_StratumSampler, view.similarities, normals, edges, size, seed, purpose)
+    for outcome in executor.map(worker, groups(corpus.shards)):
+        if outcome.error is not None or outcome.result is None:
+            raise RuntimeError(f"the corpus cannot be sampled:\n{outcome.error}")
+        counts = [a + b for a, b in zip(counts, outcome.result[0], strict=True)]
+        found = [sorted(a + b)[:size] for a, b in zip(found, outcome.result[1], strict=True)]
+    rows = iter(fetch_rows(corpus, [(shard, row) for part in found for _, shard, row in part], view.columns))
+    return counts, [[next(rows) for _ in part] for part in found]

@@ -76,7 +76,7 @@ class Embeddings(ShardFiles):
         return matrix(self.read(shard)["vector"])
 
     def at(self, places: Sequence[tuple[str, int]]) -> NDArray[np.float16]:
-        """Return the embeddings ``(N, D)`` at places (shard, row), in that order; each shard is opened once."""
+        """Return the embeddings ``(N, D)`` at places (shard, row), in that order; a row in quarantine is zeros."""
         shards = {shard.name: shard for shard in self.corpus.shards}
         by_shard: dict[str, list[int]] = {}
         for position, (name, _) in enumerate(places):

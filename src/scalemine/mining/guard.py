@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,13 +23,11 @@ from scipy.optimize import isotonic_regression, minimize
 from scipy.special import expit
 
 from scalemine.config import GuardConfig, InputError
-from scalemine.corpus import Shard
 from scalemine.executor import Executor
 from scalemine.mining.anchors import Anchors
-from scalemine.mining.candidates import View
-from scalemine.mining.embeddings import Similarities
+from scalemine.mining.candidates import View, sample_by_z
 from scalemine.mining.events import normal_event
-from scalemine.mining.sampling import Row, fetch_rows, groups, lowest, priorities
+from scalemine.mining.sampling import Row
 from scalemine.mining.similarity import STEPS_PER_UNIT, Normal, anchor_grid, similarities
 from scalemine.mining.strategies import prior_bound
 
@@ -390,46 +387,13 @@ def reliability(
     return rows
 
 
-class _StratumSampler:
-    """The worker that counts the rows of each stratum in some shards, and returns those of lowest priority."""
-
-    def __init__(self, stored: Similarities, normals: Sequence[Normal], size: int, seed: int) -> None:
-        self._stored, self._normals, self._size, self._seed = stored, normals, size, seed
-
-    def __call__(self, shards: tuple[Shard, ...]) -> tuple[list[int], list[list[tuple[int, str, int]]]]:
-        """Return per stratum the number of rows, and (priority, shard, row) of some."""
-        counts = [0] * (len(STRATA) + 1)
-        found: list[list[tuple[int, str, int]]] = [[] for _ in counts]
-        for shard in shards:
-            keys_N, steps_NK, valid_N = self._stored.steps(shard)
-            z_N = np.max([normal.z(steps_NK[:, k] / STEPS_PER_UNIT) for k, normal in enumerate(self._normals)], axis=0)
-            stratum_N = np.where(valid_N, np.digitize(z_N, STRATA), -1)
-            for stratum in range(len(counts)):
-                rows = np.flatnonzero(stratum_N == stratum)
-                counts[stratum] += len(rows)
-                priorities_N = priorities(keys_N[rows], self._seed, f"guard:{stratum}")
-                chosen = lowest(priorities_N, self._size)
-                found[stratum] += [(int(priorities_N[i]), shard.name, int(rows[i])) for i in chosen]
-        return counts, [sorted(part)[: self._size] for part in found]
-
-
 def sample_strata(
     view: View, normals: Sequence[Normal], size: int, seed: int, executor: Executor
 ) -> tuple[list[Row], FloatArray]:
     """Return up to ``size`` rows of each stratum of the corpus, and how many rows each stands for ``(U,)``."""
-    counts = [0] * (len(STRATA) + 1)
-    found: list[list[tuple[int, str, int]]] = [[] for _ in counts]
-    corpus = view.similarities.corpus
-    for outcome in executor.map(
-        partial(_StratumSampler, view.similarities, normals, size, seed), groups(corpus.shards)
-    ):
-        if outcome.error is not None or outcome.result is None:
-            raise RuntimeError(f"the corpus cannot be sampled:\n{outcome.error}")
-        counts = [a + b for a, b in zip(counts, outcome.result[0], strict=True)]
-        found = [sorted(a + b)[:size] for a, b in zip(found, outcome.result[1], strict=True)]
-    places = [(shard, row) for part in found for _, shard, row in part]
-    weights = [count / len(part) for count, part in zip(counts, found, strict=True) for _ in part]
-    return fetch_rows(corpus, places), np.array(weights)
+    counts, strata = sample_by_z(view, normals, STRATA, size, seed=seed, purpose="guard", executor=executor)
+    weights = [count / len(part) for count, part in zip(counts, strata, strict=True) for _ in part]
+    return [row for part in strata for row in part], np.array(weights)
 
 
 def sample_vectors(view: View, sample: Sequence[Row]) -> Vectors:

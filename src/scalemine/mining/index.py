@@ -15,7 +15,7 @@ from __future__ import annotations
 import functools
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -409,26 +409,15 @@ def build_index(
     if index.stage.manifest(index.trained) is None:
         places = sample_places(index.corpus, config.train_rows, seed=seed, purpose="index", executor=executor)
         faiss.omp_set_num_threads(threads)
-        trained = train(_vectors_at(index.embeddings, places), config, index.corpus.num_rows, seed)
+        vectors_ND = index.embeddings.at(sorted(places)).astype(np.float32)
+        # Rows in quarantine are zeros.
+        trained = train(vectors_ND[vectors_ND.any(axis=1)], config, index.corpus.num_rows, seed)
         _write(trained, index.trained)
         index.stage.commit(index.trained, rows=len(places))
     worker = partial(_ShardIndexer, index, threads)
     failures = run_shards(executor, worker, [ShardJob(shard) for shard in index.missing()], on_rows)
     if failures:
         raise RuntimeError(f"shard {failures[0][0].shard.name} cannot be indexed:\n{failures[0][1]}")
-
-
-def _vectors_at(embeddings: Embeddings, places: Sequence[tuple[str, int]]) -> FloatArray:
-    """Return the vectors at some places, float32, without those in quarantine; by shard and row."""
-    wanted: dict[str, list[int]] = {}
-    for name, row in sorted(places):
-        wanted.setdefault(name, []).append(row)
-    parts = []
-    for shard in embeddings.corpus.shards:
-        vectors_ND, valid_N = embeddings.vectors(shard)
-        rows = np.array(wanted.get(shard.name, []), np.int64)
-        parts.append(vectors_ND[rows[valid_N[rows]]].astype(np.float32))
-    return np.concatenate(parts)
 
 
 def train(vectors_ND: FloatArray, config: IndexConfig, num_rows: int, seed: int) -> Any:  # noqa: ANN401  faiss.Index

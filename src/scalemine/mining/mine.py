@@ -14,7 +14,16 @@ from scalemine.config import SIGMA_BANDED, Config, InputError
 from scalemine.executor import Executor
 from scalemine.mining import distributions
 from scalemine.mining.anchors import Positives
-from scalemine.mining.candidates import Cell, Clusters, Propose, Scored, View, by_model, by_positive, by_score
+from scalemine.mining.candidates import (
+    Cell,
+    Clusters,
+    Propose,
+    Scored,
+    View,
+    by_model,
+    by_positive,
+    by_score,
+)
 from scalemine.mining.events import near_event
 from scalemine.mining.guard import (
     Features,
