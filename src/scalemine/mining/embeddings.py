@@ -83,10 +83,11 @@ class Embeddings(ShardFiles):
             by_shard.setdefault(name, []).append(position)
         vectors_ND: NDArray[np.float16] | None = None
         for name, positions in by_shard.items():
-            part, _ = self.vectors(shards[name])
+            part, valid_N = self.vectors(shards[name])
+            rows = np.array([places[position][1] for position in positions])
             if vectors_ND is None:
                 vectors_ND = np.empty((len(places), part.shape[1]), np.float16)
-            vectors_ND[positions] = part[[places[position][1] for position in positions]]
+            vectors_ND[positions] = np.where(valid_N[rows, None], part[rows], 0)
         assert vectors_ND is not None, "no places"
         return vectors_ND
 
