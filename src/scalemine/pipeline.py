@@ -338,9 +338,10 @@ def _open_mined(run: Run, scored: list[Similarities], positives: Positives, test
     # What is for rounds, or for another strategy, decides nothing here.
     others = {"replace"} if config.mining.strategy == "model" else {"replace", "pool", "model"}
     settings = {f"mining.{key}": value for key, value in config.mining.model_dump(exclude=others).items()}
-    settings |= {"encoder.keep_embeddings": config.encoder.keep_embeddings}
     settings |= {f"guard.{key}": value for key, value in config.guard.model_dump().items()} | {"seed": config.seed}
     guarded = config.guard.max_false_negative is not None or columns_of(config.guard)
+    if guarded:  # its sample of the corpus is read from them, or encoded
+        settings |= {"encoder.keep_embeddings": config.encoder.keep_embeddings}
     decided = sorted((key.hex(), decision) for key, decision in _decisions(run).items())
     inputs = {
         "similarities": [one.stage.fingerprint for one in scored],
