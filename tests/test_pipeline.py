@@ -576,7 +576,7 @@ def test_several_encoders_and_events(finished: Any, settings_of: Settings, sampl
     [
         ({"sets": {"mix": {"random": 0.5, "5s": 0.5}}}, "sets.mix: no negatives of kind '5s'"),
         ({"guard": {"event": "crisis"}}, "no column 'crisis'.*corpus.keep"),
-        ({"guard": {"time": "created_at"}}, "no column 'created_at'"),
+        ({"guard": {"time": "created_at"}}, "guard.time: no positive has a time; name its column by positives.time"),
         ({"mining": {"strategy": "model", "model": "nowhere"}}, "mining.model: no such folder or file: nowhere"),
         ({"mining": {"generators": ["nowhere"]}}, "nowhere"),
     ],

@@ -470,8 +470,10 @@ def test_verdict(probability, expected):
     assert Precautions(frozenset()).verdict(probability, b"key") is None
 
 
-def test_review_below_the_budget_asks_nothing():
-    rules = Precautions(frozenset(), config=GuardConfig(max_false_negative=0.4, review_below=0.2))
+def test_review_up_to_the_budget_asks_nothing():
+    with pytest.raises(ValueError, match=r"review_below: expected at least max_false_negative \(0\.4\); got 0\.2"):
+        GuardConfig(max_false_negative=0.4, review_below=0.2)
+    rules = Precautions(frozenset(), config=GuardConfig(max_false_negative=0.4, review_below=0.4))
     assert [rules.verdict(p, b"key") for p in (0.3, 0.4, 0.41)] == [None, None, DROPPED]
 
 
