@@ -312,7 +312,6 @@ def fit_guard(
         sample_vectors_UD: Their embeddings.
         weights_U: How many tweets of the corpus each stands for.
         config: The prior, if it is given.
-
     """
     num = len(positive_groups)
     names = sorted(set(positive_groups))
