@@ -25,12 +25,13 @@ from pathlib import Path
 import torch
 
 from scalemine.models import find_model, precision_name
-from scalemine.training.batches import Inputs, training_batches
-from scalemine.training.datasets import Document, read_dataset
-from scalemine.training.encoders import WordEncoder, load_transformer
-from scalemine.training.labels import spans_of_tags, tag_names
-from scalemine.training.network import Shape, TaggerNetwork
-from scalemine.training.tagger import Tagger
+from scalemine.training.batches import training_batches
+from scalemine.training.tagging.datasets import Document, read_dataset
+from scalemine.training.tagging.encoders import WordEncoder, load_transformer
+from scalemine.training.tagging.inputs import Inputs
+from scalemine.training.tagging.labels import spans_of_tags, tag_names
+from scalemine.training.tagging.network import Shape, TaggerNetwork
+from scalemine.training.tagging.tagger import Tagger
 
 CORES = os.cpu_count() or 1
 BATCH_SIZE = 16

@@ -35,7 +35,7 @@ from scalemine.mining.sampling import Row
 from scalemine.mining.sets import describe, make_sets, write_sets
 from scalemine.store import Workdir, open_stage, read_json, write_json
 from scalemine.text import duplicate_key
-from scalemine.training.datasets import read_dataset
+from scalemine.training.tagging.datasets import read_dataset
 
 DIMS = 12
 CLASSES = {"fire": 6, "flood": 5, "quake": 1}

@@ -14,8 +14,8 @@ from scalemine.pipeline import Run, run_mine
 from scalemine.rounds import run_rounds
 from scalemine.store import Workdir
 from scalemine.text import duplicate_key
-from scalemine.training import tagger
-from scalemine.training.tagger import TaggedSpan
+from scalemine.training.tagging import tagger
+from scalemine.training.tagging.tagger import TaggedSpan
 
 REPLACE = 0.25
 

@@ -359,9 +359,9 @@ def evaluate(
     bootstrap: Bootstrap = 1_000,
 ) -> None:
     """Tag labelled tweets with a trained model, and score it."""
-    from scalemine.training.datasets import read_dataset
-    from scalemine.training.scoring import score_dataset
-    from scalemine.training.tagger import load_tagger
+    from scalemine.training.tagging.datasets import read_dataset
+    from scalemine.training.tagging.scoring import score_dataset
+    from scalemine.training.tagging.tagger import load_tagger
 
     datasets = [read_dataset(uri, key="SET") for uri in sets]
     tagger = load_tagger(model)
@@ -385,7 +385,7 @@ def score(
     bootstrap: Bootstrap = 1_000,
 ) -> None:
     """Score predicted spans or tags against gold ones."""
-    from scalemine.training.scoring import score_files
+    from scalemine.training.tagging.scoring import score_files
 
     scores = score_files(gold, predicted, num_bootstrap=bootstrap)
     _print_scores(scores, {gold: scores}, as_json)

@@ -28,7 +28,7 @@ from scalemine.config import InputError, TrainConfig
 from scalemine.mining.anchors import Anchors, load_anchors
 from scalemine.store import Stage, Workdir, fingerprint, read_json, write_json, write_whole, write_whole_folder
 from scalemine.text import duplicate_key
-from scalemine.training.labels import CharSpan, align, tag_names, tags_of_spans, word_offsets
+from scalemine.training.tagging.labels import CharSpan, align, tag_names, tags_of_spans, word_offsets
 
 # Those of sentence-transformers, which takes every column but the label as a text to encode, in the order of the file.
 PAIR_FORMATS: Final = ("triplets", "n-tuples", "labeled-pairs")

@@ -21,7 +21,7 @@ from scalemine.mining.sets import negative_rows
 from scalemine.pipeline import Run, mine_again, run_mine
 from scalemine.store import Stage, Workdir, file_sha256, fingerprint, open_stage, read_json, write_json, write_whole
 from scalemine.training.runs import run_training
-from scalemine.training.tagger import load_tagger
+from scalemine.training.tagging.tagger import load_tagger
 
 logger = logging.getLogger(__name__)
 

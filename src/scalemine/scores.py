@@ -70,7 +70,7 @@ def score_candidates(
 
 
 def _tag(model: str, view: View, normals: list[Normal], rows: list[Row], on_rows: Advance) -> list[Scored]:
-    from scalemine.training.tagger import load_tagger
+    from scalemine.training.tagging.tagger import load_tagger
 
     tagger, names = load_tagger(model), view.anchors.class_names
     scored = []

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from scalemine.report import scores as module
 from scalemine.report.scores import alarms_table, conventions_table, print_runs, print_scores, runs_table
-from scalemine.training.metrics import score
+from scalemine.training.tagging.metrics import score
 
 WIDTH = 80
 RUNS = ["set", "F1", "P", "R", "macro", "false", "alarms"]

@@ -22,10 +22,10 @@ from scalemine.config import Config, InputError, RunError
 from scalemine.executor import Stopped, StopSignals
 from scalemine.store import Workdir
 from scalemine.training import runs as module
-from scalemine.training.datasets import read_dataset
 from scalemine.training.folds import near_duplicate_groups
 from scalemine.training.runs import describe_plan, plan_splits, read_data, run_name, run_training
-from scalemine.training.tagger import load_tagger
+from scalemine.training.tagging.datasets import read_dataset
+from scalemine.training.tagging.tagger import load_tagger
 
 PLACES = ["oak street", "the mill", "harbour road", "the old bridge", "north gate"]
 THINGS = ["bus", "van", "fire", "flood", "tree"]

@@ -11,8 +11,8 @@ import torch
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from scalemine.models import quieten_libraries
-from scalemine.training.batches import Inputs
-from scalemine.training.words import WordTokens
+from scalemine.training.tagging.inputs import Inputs
+from scalemine.training.tagging.words import WordTokens
 
 DIM = 32
 POSITIONS = 64

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from scalemine.report.tables import MISSING, Cell, Column, Table, plain_name, print_table, whole
 from scalemine.store import Json
-from scalemine.training.metrics import ALL_NEGATIVES, NO_GOLD
+from scalemine.training.tagging.metrics import ALL_NEGATIVES, NO_GOLD
 
 _FOLD = re.compile(r"-fold\d+$")
 

@@ -1,1 +1,1 @@
-"""Training, scoring and using sequence taggers."""
+"""Training, scoring and using models of tweets: what taggers and classifiers share."""

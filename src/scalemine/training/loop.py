@@ -30,8 +30,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from scalemine.config import RunError
 from scalemine.executor import StopSignals
 from scalemine.store import read_json, write_json, write_whole
-from scalemine.training.batches import to_device, training_batches
-from scalemine.training.network import Batch
+from scalemine.training.batches import Batch, to_device, training_batches
 
 logger = logging.getLogger(__name__)
 

@@ -33,9 +33,6 @@ from scalemine.config import Config, InputError, RunError, TrainConfig
 from scalemine.executor import ShowProgress, Stopped, StopSignals, num_cores, silent
 from scalemine.models import device_name, find_model, model_fingerprint, precision_name
 from scalemine.store import Stage, Workdir, file_sha256, fingerprint, open_stage, read_json, write_json, write_whole
-from scalemine.training.batches import Inputs
-from scalemine.training.datasets import Dataset, Document, check_types, read_dataset
-from scalemine.training.encoders import load_words
 from scalemine.training.folds import (
     Leak,
     hold_out,
@@ -45,13 +42,16 @@ from scalemine.training.folds import (
     near_duplicate_groups,
     text_leaks,
 )
-from scalemine.training.labels import tag_names
 from scalemine.training.loop import BEST, STATE, Fit, Plan, Progress, fit
-from scalemine.training.metrics import surfaces
-from scalemine.training.network import Shape, TaggerNetwork, TransformerWords
-from scalemine.training.scoring import score_documents
-from scalemine.training.tagger import CONFIG, FORMAT, load_tagger, write_tagger
-from scalemine.training.tagging import TaggerTask, fill_up, micro_f1, predict_tags
+from scalemine.training.tagging.datasets import Dataset, Document, check_types, read_dataset
+from scalemine.training.tagging.encoders import load_words
+from scalemine.training.tagging.inputs import Inputs
+from scalemine.training.tagging.labels import tag_names
+from scalemine.training.tagging.metrics import surfaces
+from scalemine.training.tagging.network import Shape, TaggerNetwork, TransformerWords
+from scalemine.training.tagging.scoring import score_documents
+from scalemine.training.tagging.tagger import CONFIG, FORMAT, load_tagger, write_tagger
+from scalemine.training.tagging.task import TaggerTask, fill_up, micro_f1, predict_tags
 
 logger = logging.getLogger(__name__)
 

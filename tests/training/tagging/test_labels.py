@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalemine.training import labels
-from scalemine.training.labels import CharSpan, Span, align, spans_of_tags, tags_of_spans, word_offsets
+from scalemine.training.tagging import labels
+from scalemine.training.tagging.labels import CharSpan, Span, align, spans_of_tags, tags_of_spans, word_offsets
 
 TYPES = ["who", "place", "B-x", "-"]  # the last two look like tags themselves
 TAGS = ["O", *(f"{prefix}-{name}" for name in TYPES for prefix in "BI")]

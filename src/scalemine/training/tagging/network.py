@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from scalemine.training.crf import make_crf
-from scalemine.training.labels import Span
+from scalemine.training.batches import Batch
+from scalemine.training.tagging.crf import make_crf
+from scalemine.training.tagging.labels import Span
 
-Batch = dict[str, Tensor]
 Architecture = Literal["lstm_crf", "cnn_crf", "lstm_cnn_crf", "linear"]
 Pooling = Literal["first", "mean"]
 # The part of an encoder behind the tokens' vectors: it has no part in them, and would get no gradient.

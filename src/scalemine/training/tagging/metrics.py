@@ -27,7 +27,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from scalemine.training.labels import Span, is_bio, spans_of_tags, type_of
+from scalemine.training.tagging.labels import Span, is_bio, spans_of_tags, type_of
 
 Tags = Sequence[Sequence[str]]
 Floats = NDArray[np.float64]

@@ -14,9 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from scalemine.training import metrics
-from scalemine.training.labels import Span, spans_of_tags
-from scalemine.training.metrics import score, surfaces
+from scalemine.training.tagging import metrics
+from scalemine.training.tagging.labels import Span, spans_of_tags
+from scalemine.training.tagging.metrics import score, surfaces
 
 # What a tagger may emit: with three types and as many I- as B-, most sequences break the rules of BIO somewhere.
 TAGS = ["O", "B-who", "I-who", "B-place", "I-place", "B-when", "I-when"]

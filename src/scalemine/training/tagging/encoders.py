@@ -28,10 +28,11 @@ from scalemine.models import (
     quieten_libraries,
 )
 from scalemine.store import file_sha256, fingerprint, write_whole
-from scalemine.training.batches import Inputs, prediction_batches, to_device
-from scalemine.training.network import UNUSED, Pooling, StaticWords, TransformerWords
-from scalemine.training.vectors import lookup, lookup_forms, read_vectors
-from scalemine.training.words import PROBE, WordTokenizer
+from scalemine.training.batches import prediction_batches, to_device
+from scalemine.training.tagging.inputs import Inputs
+from scalemine.training.tagging.network import UNUSED, Pooling, StaticWords, TransformerWords
+from scalemine.training.tagging.vectors import lookup, lookup_forms, read_vectors
+from scalemine.training.tagging.words import PROBE, WordTokenizer
 
 # Padded tokens of one batch where nothing is learnt.
 BATCH_TOKENS = defaultdict(lambda: 4_096, cuda=32_768)

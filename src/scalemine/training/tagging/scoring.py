@@ -7,8 +7,8 @@ from os.path import commonprefix
 from typing import Any
 
 from scalemine.config import InputError
-from scalemine.training.datasets import Dataset, Document, read_dataset
-from scalemine.training.metrics import score
+from scalemine.training.tagging.datasets import Dataset, Document, read_dataset
+from scalemine.training.tagging.metrics import score
 
 
 def score_documents(

@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from scalemine.training.labels import is_bio, spans_of_tags, type_of
+from scalemine.training.tagging.labels import is_bio, spans_of_tags, type_of
 
 # Scores are limited to this, as infinite ones (a forbidden transition) would lead to inf - inf.
 LARGEST_SCORE: Final = 1e30

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from scipy.special import logsumexp
 from torch import Tensor
 
-from scalemine.training import crf as crf_module
-from scalemine.training.crf import Crf, TorchCrf, make_crf
-from scalemine.training.labels import spans_of_tags, tag_names, tags_of_spans
+from scalemine.training.tagging import crf as crf_module
+from scalemine.training.tagging.crf import Crf, TorchCrf, make_crf
+from scalemine.training.tagging.labels import spans_of_tags, tag_names, tags_of_spans
 
 TAG_SETS = [["O"], ["O", "B-x"], tag_names("x"), ["I-y", "B-x", "I-x", "O"], tag_names("xy")]
 SEVERAL = settings(max_examples=30, deadline=None)

@@ -12,11 +12,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from scalemine.training.batches import Inputs, prediction_batches, to_device
-from scalemine.training.encoders import BATCH_TOKENS
-from scalemine.training.labels import OUTSIDE, spans_of_tags
+from scalemine.training.batches import Batch, prediction_batches, to_device
 from scalemine.training.loop import predict_rows
-from scalemine.training.network import Batch, TaggerNetwork
+from scalemine.training.tagging.encoders import BATCH_TOKENS
+from scalemine.training.tagging.inputs import Inputs
+from scalemine.training.tagging.labels import OUTSIDE, spans_of_tags
+from scalemine.training.tagging.network import TaggerNetwork
 
 # Not decayed: biases and the scales of norms. Source: Devlin et al. (2019), as in their published code.
 _NOT_DECAYED = ("bias", "norm")

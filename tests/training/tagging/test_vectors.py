@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalemine.config import InputError
-from scalemine.training import vectors
-from scalemine.training.vectors import lookup, lookup_forms, read_vectors
+from scalemine.training.tagging import vectors
+from scalemine.training.tagging.vectors import lookup, lookup_forms, read_vectors
 
 FORMATS = ["glove", "word2vec text", "word2vec binary", "word2vec binary with newlines"]
 ROWS = [("the", [0.5, -1.25, 3.0]), ("<user>", [1e-3, 0.0, -7.5]), ("häus", [2.0, 4.0, 8.0])]

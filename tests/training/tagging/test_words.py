@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scalemine.config import InputError
 from scalemine.models import find_model
 from scalemine.text import normaliser
-from scalemine.training.words import PROBE, WordTokenizer
+from scalemine.training.tagging.words import PROBE, WordTokenizer
 
 # Words that a tokeniser splits, joins, maps to nothing or takes for something special.
 ODD = [

@@ -5,9 +5,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from scalemine.config import InputError
-from scalemine.training.datasets import Document, read_dataset
-from scalemine.training.metrics import score
-from scalemine.training.scoring import score_dataset, score_documents, score_files
+from scalemine.training.tagging.datasets import Document, read_dataset
+from scalemine.training.tagging.metrics import score
+from scalemine.training.tagging.scoring import score_dataset, score_documents, score_files
 
 SPANS = pa.list_(pa.struct([("start", pa.int64()), ("end", pa.int64()), ("type", pa.string())]))
 # Four tweets, one of them without a word; the first span cuts "two", and is widened.

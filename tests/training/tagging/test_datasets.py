@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalemine.config import InputError
-from scalemine.training.datasets import CONLL_ENDINGS, check_types, read_dataset
+from scalemine.training.tagging.datasets import CONLL_ENDINGS, check_types, read_dataset
 
 SPANS = pa.list_(pa.struct([("start", pa.int64()), ("end", pa.int64()), ("type", pa.string())]))
 SCHEMAS = {

@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from scalemine.training import tagging as module
 from scalemine.training.batches import prediction_batches
-from scalemine.training.labels import tag_names
 from scalemine.training.loop import Plan, fit
-from scalemine.training.metrics import score
-from scalemine.training.network import Shape, StaticWords, TaggerNetwork, TransformerWords
-from scalemine.training.tagging import TaggerTask, fill_up, micro_f1, predict_tags
+from scalemine.training.tagging import task as module
+from scalemine.training.tagging.labels import tag_names
+from scalemine.training.tagging.metrics import score
+from scalemine.training.tagging.network import Shape, StaticWords, TaggerNetwork, TransformerWords
+from scalemine.training.tagging.task import TaggerTask, fill_up, micro_f1, predict_tags
 from training.tiny import DIM, VOCABULARY, make_bert, random_inputs
 
 TAGS = tag_names("xy")

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from scalemine.config import InputError
 from scalemine.store import file_sha256
-from scalemine.training.labels import CharSpan, Span, align, is_bio, tags_of_spans, type_of, word_offsets
-from scalemine.training.metrics import ALL_NEGATIVES, NO_GOLD
+from scalemine.training.tagging.labels import CharSpan, Span, align, is_bio, tags_of_spans, type_of, word_offsets
+from scalemine.training.tagging.metrics import ALL_NEGATIVES, NO_GOLD
 
 # Endings of files with a word and its tag per line, tweets parted by empty lines.
 CONLL_ENDINGS = (".conll", ".iob", ".bio", ".txt", ".tsv")

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from scalemine.training.labels import Span, spans_of_tags, tag_names
-from scalemine.training.network import Shape, StaticWords, TaggerNetwork, TransformerWords, _BiLstm, _Cnn
+from scalemine.training.tagging.labels import Span, spans_of_tags, tag_names
+from scalemine.training.tagging.network import Shape, StaticWords, TaggerNetwork, TransformerWords, _BiLstm, _Cnn
 from training.tiny import DIM, VOCABULARY, make_bert, random_inputs
 
 TAGS = tag_names("xy")

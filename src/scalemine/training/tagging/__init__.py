@@ -1,0 +1,1 @@
+"""Sequence taggers: spans in tweets."""
