@@ -29,8 +29,9 @@ from scalemine.corpus import Corpus, Shard, open_corpus
 from scalemine.executor import InlineExecutor
 from scalemine.mining.anchors import Anchors, load_anchors
 from scalemine.mining.candidates import Cell, View, by_positive, nearest_sibling
-from scalemine.mining.embeddings import Embeddings, Similarities, matrix_column
+from scalemine.mining.embeddings import Similarities
 from scalemine.mining.strategies import Rule, everything
+from scalemine.shards import Embeddings, matrix_column
 from scalemine.store import Stage, Workdir, fingerprint, read_json
 
 SIDES = ("scalemine", "sentence-transformers", "sentence-transformers, faiss")

@@ -27,8 +27,8 @@ import numpy as np
 
 from scalemine.corpus import open_corpus
 from scalemine.executor import InlineExecutor
-from scalemine.mining.embeddings import Embeddings
 from scalemine.mining.index import search
+from scalemine.shards import Embeddings
 from scalemine.store import Stage, Workdir, fingerprint, read_json
 
 SIDES = ("scalemine", "flat")

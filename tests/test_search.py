@@ -17,9 +17,9 @@ from rich.console import Console
 from scalemine.cli import main
 from scalemine.config import Config, InputError
 from scalemine.executor import InlineExecutor
-from scalemine.mining.embeddings import matrix, matrix_column, read_arrow, write_arrow
 from scalemine.pipeline import Run
 from scalemine.search import SCHEMA, Query, SearchResult, print_hits, run_index, run_search, write_hits
+from scalemine.shards import matrix, matrix_column, read_arrow, write_arrow
 from scalemine.store import Workdir
 
 TEXT = "a truck crashed into a shop on the high street"

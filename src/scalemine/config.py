@@ -290,8 +290,115 @@ class SetsConfig(Section):
         return value
 
 
+class LabelsConfig(Section):
+    """Labelled tweets of a classifier: where the labels are, what they mean, and how scores become decisions.
+
+    A target is 1, 0 or unknown; a tweet marked as a negative (``is_negative``) is unknown in every label, and weighs
+    what its column ``weight`` says: one less the probability that it is a positive.
+    """
+
+    text: str | None = Field(None, description="column of the text; None: found by its usual names")
+    id: tuple[str, ...] | None = Field(None, description="as corpus.id")
+    column: str = Field("labels", description="column of lists of labels; unless columns or categories are given")
+    columns: tuple[str, ...] = Field((), description="columns of 1 and 0, unknown where -1 or empty; each is a label")
+    categories: tuple[str, ...] = Field(
+        (), description="columns whose values are labels: COLUMN=value, or the value where there is one column"
+    )
+    unknown_values: tuple[str, ...] = Field((), description="values of categories that leave its labels unknown")
+    names: tuple[str, ...] | None = Field(None, description="the labels to learn, in order; None: all, by name")
+    absent: Literal["negative", "unknown"] = Field(
+        "negative",
+        description="what a label means that a list or category does not name; unknown: only positives are known",
+    )
+    weight: str = Field("weight", description="column of a tweet's weight, where it exists")
+    nested: tuple[tuple[str, ...], ...] = Field(
+        (), description="chains of labels from inner to outer: each implies the next; probabilities respect the order"
+    )
+    groups: tuple[str, ...] = Field((), description="columns to score by, such as the language or the event")
+    select: Literal["macro_roc_auc", "micro_roc_auc", "macro_average_precision"] = Field(
+        "macro_roc_auc", description="what chooses the epoch; micro_roc_auc (the published way) rewards label priors"
+    )
+    calibration: Literal["platt", "temperature", "none"] = Field(
+        "platt", description="how probabilities are fitted on what chose the epoch; it goes into the last layer"
+    )
+    threshold: float | Literal["best"] = Field(
+        "best", description="from which probability a label is given; best: per label, of the highest F1 on dev"
+    )
+
+    _lists = field_validator("id", "columns", "categories", "unknown_values", "names", "groups", mode="before")(
+        _as_list
+    )
+
+    @field_validator("threshold")
+    @classmethod
+    def _probability(cls, value: float | str) -> float | str:
+        if not isinstance(value, str) and not 0 < value < 1:
+            raise ValueError(f"expected 'best' or a number between 0 and 1; got {value}")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LabelsConfig:
+        if self.columns and self.categories:
+            raise ValueError("labels.columns and labels.categories exclude one another; drop one")
+        if self.names is not None and len(set(self.names)) != len(self.names):
+            raise ValueError(f"labels.names: expected each label once; got {list(self.names)}")
+        return self
+
+
+class LossConfig(Section):
+    """What a classifier's training makes small; parameters of other losses than the one that is named are not used.
+
+    Sources are with each loss, in scalemine.training.multilabel.losses.
+    """
+
+    name: Literal["bce", "focal", "asl", "dice", "db", "em"] = Field(
+        "bce", description="binary cross-entropy, focal, asymmetric, Dice, distribution-balanced, entropy maximisation"
+    )
+    unknown: Literal["negative", "ignore"] = Field(
+        "negative", description="an unknown target is taken for 0 or left out; em has a way of its own"
+    )
+    pos_weight: float | None = Field(
+        None, gt=0, description="of bce: positives count negatives / positives times, at most so often; None: once"
+    )
+    focal_alpha: float | None = Field(0.25, ge=0, le=1, description="weight of positives; None: as negatives")
+    focal_gamma: float = Field(2.0, ge=0, description="how much less well classified entries count")
+    asl_gamma_positive: float = Field(1.0, ge=0)
+    asl_gamma_negative: float = Field(4.0, ge=0)
+    asl_margin: float = Field(0.05, ge=0, lt=1, description="negatives of a probability up to this cost nothing")
+    asl_detach: bool = Field(
+        True, description="factors with a gamma are constants to the gradient, as the authors train"
+    )
+    dice_alpha: float = Field(0.01, ge=0, description="how much less certain entries count")
+    dice_smooth: float = Field(1.0, gt=0)
+    db_alpha: float = Field(0.1, ge=0, description="least weight of an entry")
+    db_beta: float = Field(10.0, ge=0, description="slope of the weight over the rebalancing ratio")
+    db_mu: float = Field(0.9, ge=0, description="ratio whose weight is halfway up")
+    db_kappa: float = Field(0.05, ge=0, description="how far logits are shifted for rare and frequent labels")
+    db_lambda: float = Field(2.0, gt=0, description="scale of the logits of negatives")
+    db_focal_alpha: float | None = Field(0.5, ge=0, le=1)
+    db_focal_gamma: float = Field(2.0, ge=0)
+    em_alpha: float = Field(0.1, ge=0, description="weight of the entropy where the target is unknown")
+    em_beta: float = Field(0.2, ge=0, description="weight of the cross-entropy with a pseudo-label")
+    em_warmup: int | None = Field(
+        None, ge=0, description="epochs before unknown entries get pseudo-labels, a share more each epoch; None: never"
+    )
+    em_share: float = Field(0.9, gt=0, le=1, description="of the unknown entries, pseudo-labelled in the last epoch")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> LossConfig:
+        if self.pos_weight is not None and self.name != "bce":
+            raise ValueError(f"loss.pos_weight: is of bce, and does nothing for {self.name}; drop it")
+        if self.em_warmup is not None and self.name != "em":
+            raise ValueError(f"loss.em_warmup: is of em, and does nothing for {self.name}; drop it")
+        return self
+
+
+TAGGERS = ("lstm_crf", "cnn_crf", "lstm_cnn_crf", "linear")
+BASELINES = ("random_forest", "svm", "bagging", "boosting", "decision_tree", "logistic_regression")
+
+
 class TrainConfig(Section):
-    """Sequence taggers: what is trained on what, and how. Defaults that are not the published ones say so."""
+    """What is trained on what, and how. Defaults that are not the published ones say so."""
 
     name: str | None = Field(None, pattern=r"^\w[\w.\-]*$", description="of the runs; None: by the settings")
     train_set: str = Field(
@@ -305,7 +412,13 @@ class TrainConfig(Section):
         "refuse", description="test spans of types that training has none of: an error, or counted as missed"
     )
 
-    model: Literal["lstm_crf", "cnn_crf", "lstm_cnn_crf", "linear"] = "lstm_crf"
+    model: Literal[
+        "lstm_crf", "cnn_crf", "lstm_cnn_crf", "linear",
+        "classifier",
+        "random_forest", "svm", "bagging", "boosting", "decision_tree", "logistic_regression",
+    ] = Field(
+        "lstm_crf", description="a tagger; a classifier (labels), fine-tuned; or a classical one on frozen embeddings"
+    )  # fmt: skip
     crf: Literal["pytorch-crf", "fast"] = Field("pytorch-crf", description="fast: our own, equal and BIO-constrained")
     encoder: str | None = Field(None, description="hub id, folder or package:NAME; None: encoder.model")
     revision: str | None = Field(None, description="commit of a hub model")
@@ -326,9 +439,15 @@ class TrainConfig(Section):
     micro_batch: int | None = Field(None, ge=1, description="tweets of one pass of one process; None: its whole share")
     bucket_batches: int = Field(20, ge=1, description="batches among which tweets are sorted by length; 1: none")
     epochs: int = Field(40, ge=1, description="at most")
-    patience: int = Field(4, ge=1, description="epochs without a better micro F1 before training stops")
+    patience: int = Field(4, ge=1, description="epochs without a better score before training stops")
     min_delta: float = Field(0.0, ge=0, description="how much more counts as better")
+    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="of the learning rate, to 0")
+    warmup: float = Field(0.0, ge=0, lt=1, description="share of the steps in which the rate rises from 0")
     clip: float = Field(1.0, gt=0, description="largest norm of the gradient")
+    gradient_checkpointing: bool = Field(False, description="less memory, more time; of classifiers")
+    lora: int | None = Field(
+        None, ge=1, description="rank of low-rank adapters, instead of tuning the encoder; of classifiers"
+    )
     precision: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="of the encoder; auto: bfloat16 where the device computes in it. The CRF is float32 always"
     )
@@ -352,6 +471,16 @@ class TrainConfig(Section):
     bootstrap: int = Field(1_000, ge=0, description="rounds of the confidence intervals")
 
     _lists = field_validator("test_sets", "group_by", mode="before")(_as_list)
+
+    @property
+    def is_tagger(self) -> bool:
+        """Whether spans are learnt, not labels."""
+        return self.model in TAGGERS
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether the model is a classical one on frozen embeddings."""
+        return self.model in BASELINES
 
     @field_validator("train_set", "test_sets", mode="before")
     @classmethod
@@ -416,6 +545,8 @@ class Config(Section):
     guard: GuardConfig = GuardConfig()
     index: IndexConfig = IndexConfig()
     sets: SetsConfig = SetsConfig()
+    labels: LabelsConfig = LabelsConfig()
+    loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()
     tracking: Literal["none", "tensorboard", "wandb", "mlflow"] = Field("none", description="where training is logged")
     compute: ComputeConfig = ComputeConfig()

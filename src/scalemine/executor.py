@@ -85,6 +85,15 @@ class Executor(Protocol):
         ...
 
 
+class StopRequest(Protocol):
+    """Says whether a stop was asked for."""
+
+    @property
+    def requested(self) -> bool:
+        """Whether it was."""
+        ...
+
+
 class StopSignals:
     """While entered, the first SIGINT, SIGTERM or SIGUSR1 asks for a stop, and a second SIGINT interrupts at once."""
 
@@ -357,7 +366,7 @@ def make_executor(config: ComputeConfig, *, signals: StopSignals, wants_gpu: boo
     if config.executor == "inline":
         yield InlineExecutor(signals)
         return
-    with _ray_session(config):
+    with ray_session(config):
         import ray
 
         gpus = config.gpus_per_worker
@@ -386,7 +395,12 @@ def num_cores() -> int:
 
 
 @contextlib.contextmanager
-def _ray_session(config: ComputeConfig) -> Iterator[None]:
+def ray_session(config: ComputeConfig, *, num_cpus: int | None = None) -> Iterator[None]:
+    """Be connected to the Ray cluster that a configuration names; a local one is started, with so many CPUs.
+
+    Raises:
+        InputError: There is none at that address.
+    """
     # Set before Ray is imported: it reads them once.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
@@ -400,7 +414,7 @@ def _ray_session(config: ComputeConfig) -> Iterator[None]:
         return
     options: dict[str, Any] = {}
     if config.address == "local":
-        options = {"num_cpus": config.workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        options = {"num_cpus": num_cpus or config.workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     try:
         _knock(config.address)
         ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **options)

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from filelock import FileLock
 
-from scalemine.config import InputError
+from scalemine.config import EncoderConfig, InputError
 from scalemine.store import file_sha256, fingerprint
 
 PACKAGE_PREFIX = "package:"
@@ -221,3 +221,15 @@ def precision_name(wanted: str, device: str) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, or its name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+def encoder_settings(config: EncoderConfig) -> dict[str, Any]:
+    """Return what decides an embedding, by dotted key: the configuration and the identity of the weights."""
+    folder = find_model(config.model, config.revision)
+    return {
+        "encoder.model": config.model,
+        "encoder.weights": model_fingerprint(folder),
+        "encoder.max_length": config.max_length,
+        "encoder.normaliser": config.normaliser,
+        "encoder.precision": precision_name(config.precision, device_name(config.device)),
+    }

@@ -32,22 +32,16 @@ from scalemine.mining import anchors as anchors_module
 from scalemine.mining import distributions, negatives, sets
 from scalemine.mining.anchors import Anchors, Positives, check_classes, make_anchors, read_positives
 from scalemine.mining.candidates import Scored, View
-from scalemine.mining.embeddings import (
-    Embeddings,
-    Similarities,
-    encode_corpus,
-    encoder_loader,
-    score_corpus,
-    write_quarantine,
-)
-from scalemine.mining.encoder import Encoder, encoder_settings, load_encoder
+from scalemine.mining.embeddings import Similarities, encode_corpus, encoder_loader, score_corpus, write_quarantine
+from scalemine.mining.encoder import Encoder, load_encoder
 from scalemine.mining.events import columns_of, near_event
 from scalemine.mining.mine import Mined, ScoredCorpus, check_precautions, mine, texts_of
 from scalemine.mining.probe import Probe, load_probe, probe_size, store_probe
 from scalemine.mining.sampling import fetch_rows, sample_corpus, sample_places
 from scalemine.mining.similarity import anchor_grid
 from scalemine.mining.strategies import kinds
-from scalemine.models import find_model, model_fingerprint
+from scalemine.models import encoder_settings, find_model, model_fingerprint
+from scalemine.shards import Embeddings
 from scalemine.store import Stage, Workdir, file_sha256, fingerprint, open_stage, read_json, write_json, write_whole
 
 logger = logging.getLogger(__name__)

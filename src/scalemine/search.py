@@ -23,11 +23,11 @@ from rich.table import Table
 from rich.text import Text
 
 from scalemine.config import CorpusConfig, InputError
-from scalemine.mining.embeddings import Embeddings
 from scalemine.mining.index import Index, Neighbours, build_index, index_settings, search
 from scalemine.mining.sampling import fetch_rows
 from scalemine.pipeline import Run, finished_embeddings
 from scalemine.report.tables import plain_line
+from scalemine.shards import Embeddings
 from scalemine.sources import Reject, find_sources, read_records
 from scalemine.store import write_whole
 

@@ -278,6 +278,11 @@ class Workdir:
         return self.root / "features"
 
     @property
+    def examples(self) -> Path:
+        """Folder of labelled tweets: imported, tokenised and embedded."""
+        return self.root / "examples"
+
+    @property
     def results(self) -> Path:
         """The scores of all runs: one row per run, test set and metric."""
         return self.root / "results.parquet"

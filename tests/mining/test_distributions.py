@@ -23,8 +23,9 @@ from scalemine.mining.distributions import (
     positive_steps,
     weak_anchor_warnings,
 )
-from scalemine.mining.embeddings import Similarities, matrix_column
+from scalemine.mining.embeddings import Similarities
 from scalemine.mining.similarity import STEPS_PER_UNIT, count_steps
+from scalemine.shards import matrix_column
 
 NAMES = ("fire", "flood")
 

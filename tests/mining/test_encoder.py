@@ -11,8 +11,8 @@ import torch
 
 from scalemine import models
 from scalemine.config import EncoderConfig, InputError
-from scalemine.mining.encoder import MIN_BATCH_TOKENS, encoder_settings, load_encoder
-from scalemine.models import find_model
+from scalemine.mining.encoder import MIN_BATCH_TOKENS, load_encoder
+from scalemine.models import encoder_settings, find_model
 
 TEXTS = [
     "Flood water in the streets of the old town, please stay away from the river",

@@ -15,10 +15,10 @@ from mining import oracles
 from scalemine.config import IndexConfig, InputError
 from scalemine.executor import InlineExecutor, RayExecutor, Stopped, StopSignals
 from scalemine.mining import index as module
-from scalemine.mining.embeddings import Embeddings, matrix_column
 from scalemine.mining.index import Index, best, build_index, index_settings, search, search_block, train
 from scalemine.mining.sampling import fetch_rows
 from scalemine.mining.similarity import anchor_grid
+from scalemine.shards import Embeddings, matrix_column
 
 DIM = 12
 

@@ -15,7 +15,7 @@ from scalemine.executor import InlineExecutor
 from scalemine.mining import negatives as module
 from scalemine.mining.anchors import Anchors, Positives
 from scalemine.mining.candidates import Cell, View, by_score
-from scalemine.mining.embeddings import Similarities, matrix, matrix_column, score
+from scalemine.mining.embeddings import Similarities, score
 from scalemine.mining.negatives import (
     DROPPED,
     NEAR_NEGATIVE,
@@ -34,6 +34,7 @@ from scalemine.mining.negatives import (
 )
 from scalemine.mining.similarity import STEPS_PER_UNIT, Normal, anchor_grid
 from scalemine.mining.strategies import Rule, sigma_band
+from scalemine.shards import matrix, matrix_column
 from scalemine.text import duplicate_key
 
 DIM = 16

@@ -15,8 +15,9 @@ from scalemine.config import CorpusConfig
 from scalemine.corpus import Corpus, import_corpus
 from scalemine.mining.anchors import Anchors
 from scalemine.mining.candidates import View
-from scalemine.mining.embeddings import Embeddings, Similarities, matrix_column, score
+from scalemine.mining.embeddings import Similarities, score
 from scalemine.mining.similarity import Normal, anchor_grid
+from scalemine.shards import Embeddings, matrix_column
 
 
 def make_anchors(names: Sequence[str], classes: np.ndarray, positives: np.ndarray) -> Anchors:

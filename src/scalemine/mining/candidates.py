@@ -22,11 +22,12 @@ from scalemine.config import MiningConfig
 from scalemine.corpus import Shard
 from scalemine.executor import Executor
 from scalemine.mining.anchors import Anchors
-from scalemine.mining.embeddings import Embeddings, Similarities
+from scalemine.mining.embeddings import Similarities
 from scalemine.mining.index import search
 from scalemine.mining.sampling import Row, fetch_rows, groups, lowest, priorities, race, row_keys
 from scalemine.mining.similarity import STEPS_PER_UNIT, Normal, similarities
 from scalemine.mining.strategies import NEVER, Rule, weigh_neighbours
+from scalemine.shards import Embeddings
 
 FloatArray = NDArray[np.float32]
 Encode = Callable[[Sequence[str]], FloatArray]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,71 +25,23 @@ from scalemine.executor import Executor
 from scalemine.mining.encoder import Encoder, load_encoder
 from scalemine.mining.sampling import row_keys
 from scalemine.mining.similarity import similarities
-from scalemine.store import Stage, write_whole
+from scalemine.shards import (
+    Embeddings,
+    OnRows,
+    ShardFiles,
+    ShardJob,
+    matrix,
+    matrix_column,
+    run_shards,
+)
+from scalemine.store import write_whole
 
 logger = logging.getLogger(__name__)
 
 # What a manifest says of how a shard was encoded; the similarities keep it, also when the embeddings are not kept.
 ENCODED_FACTS = ("distinct", "tokens", "cut", "max_length", "precision", "device", "quarantined")
 
-OnRows = Callable[[int], None]
 LoadEncoder = Callable[[], Encoder]
-
-
-@dataclass(frozen=True)
-class ShardFiles:
-    """The files of a stage that has one Arrow file per shard of the corpus."""
-
-    stage: Stage
-    corpus: Corpus
-
-    def path(self, shard: Shard) -> Path:
-        """Return the file of a shard."""
-        return self.stage.file(f"{shard.name}.arrow")
-
-    def facts(self, shard: Shard) -> dict[str, Any] | None:
-        """Return what the manifest of a shard says, or None where the shard is not finished."""
-        manifest: dict[str, Any] | None = self.stage.manifest(self.path(shard))
-        return manifest if manifest and manifest["input"] == shard.sha256 else None
-
-    def missing(self) -> list[Shard]:
-        """Return the shards that are not finished, the largest first."""
-        todo = [shard for shard in self.corpus.shards if self.facts(shard) is None]
-        return sorted(todo, key=lambda shard: (-shard.num_rows, shard.name))
-
-    def write(self, shard: Shard, table: pa.Table, **facts: Any) -> None:  # noqa: ANN401  JSON values
-        """Write and commit the file of a shard."""
-        write_arrow(self.path(shard), table)
-        self.stage.commit(self.path(shard), input=shard.sha256, rows=table.num_rows, **facts)
-
-    def read(self, shard: Shard) -> pa.Table:
-        """Return the table of a shard, memory-mapped."""
-        return read_arrow(self.path(shard))
-
-
-@dataclass(frozen=True)
-class Embeddings(ShardFiles):
-    """The embeddings: columns id and vector (float16, rows of length 1; null for a row in quarantine)."""
-
-    def vectors(self, shard: Shard) -> tuple[NDArray[np.float16], NDArray[np.bool_]]:
-        """Return a shard's embeddings ``(N, D)`` and which rows have one ``(N,)``; row order is the corpus's."""
-        return matrix(self.read(shard)["vector"])
-
-    def at(self, places: Sequence[tuple[str, int]]) -> NDArray[np.float16]:
-        """Return the embeddings ``(N, D)`` at places (shard, row), in that order; a row in quarantine is zeros."""
-        shards = {shard.name: shard for shard in self.corpus.shards}
-        by_shard: dict[str, list[int]] = {}
-        for position, (name, _) in enumerate(places):
-            by_shard.setdefault(name, []).append(position)
-        vectors_ND: NDArray[np.float16] | None = None
-        for name, positions in by_shard.items():
-            part, valid_N = self.vectors(shards[name])
-            rows = np.array([places[position][1] for position in positions])
-            if vectors_ND is None:
-                vectors_ND = np.empty((len(places), part.shape[1]), np.float16)
-            vectors_ND[positions] = np.where(valid_N[rows, None], part[rows], 0)
-        assert vectors_ND is not None, "no places"
-        return vectors_ND
 
 
 @dataclass(frozen=True)
@@ -101,47 +53,6 @@ class Similarities(ShardFiles):
         table = self.read(shard)
         steps_NK, valid_N = matrix(table["steps"])
         return table["key"].combine_chunks().to_numpy(), steps_NK, valid_N
-
-
-def write_arrow(path: Path, table: pa.Table) -> None:
-    """Write a table as an Arrow file, whole or not at all."""
-    with write_whole(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-        with pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
-
-
-def read_arrow(path: Path) -> pa.Table:
-    """Return the table in an Arrow file, memory-mapped."""
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-
-
-def matrix(column: pa.ChunkedArray) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """Return a column of fixed-size lists as a matrix without copying, and which of its rows are not null."""
-    array = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-    width = array.type.list_size
-    values = array.values.to_numpy(zero_copy_only=True)[array.offset * width : (array.offset + len(array)) * width]
-    return values.reshape(len(array), width), array.is_valid().to_numpy(zero_copy_only=False)
-
-
-def matrix_column(values_NW: NDArray[Any], valid_N: NDArray[np.bool_]) -> pa.Array:
-    """Return a matrix as a column of fixed-size lists, null where a row is not valid."""
-    flat = pa.array(np.ascontiguousarray(values_NW).reshape(-1))
-    return pa.FixedSizeListArray.from_arrays(flat, values_NW.shape[1], mask=pa.array(~valid_N))
-
-
-@dataclass(frozen=True)
-class ShardJob:
-    """A shard to encode.
-
-    Args:
-        shard: The shard.
-        skip: Rows in quarantine with the error of each.
-        trial: Encode only these rows, [start, stop), and write nothing: the search for a row that breaks the worker.
-    """
-
-    shard: Shard
-    skip: tuple[tuple[int, str], ...] = ()
-    trial: tuple[int, int] | None = None
 
 
 class ShardEncoder:
@@ -264,22 +175,6 @@ def encode_corpus(
                 f"shard {failed.shard.name} fails also without rows {[r for r, _ in poison]}:\n{again[0][1]}"
             )
     return sum(job.shard.num_rows for job in jobs)
-
-
-def run_shards(
-    executor: Executor,
-    make_worker: Callable[[], Callable[[ShardJob], Any]],
-    jobs: Sequence[ShardJob],
-    on_rows: OnRows | None,
-) -> list[tuple[ShardJob, str]]:
-    """Run jobs; return those that failed, with the traceback."""
-    failures = []
-    for outcome in executor.map(make_worker, jobs):
-        if outcome.error is not None:
-            failures.append((outcome.item, outcome.error))
-        elif on_rows:
-            on_rows(outcome.item.shard.num_rows)
-    return failures
 
 
 # More poison than this in one shard is no matter of rows.

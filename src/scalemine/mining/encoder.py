@@ -26,7 +26,6 @@ from scalemine.models import (
     first_line,
     length_batches,
     max_positions,
-    model_fingerprint,
     precision_name,
     quieten_libraries,
 )
@@ -193,18 +192,6 @@ def load_encoder(config: EncoderConfig, *, precision: str | None = None, threads
         device=device,
         threads=threads,
     )
-
-
-def encoder_settings(config: EncoderConfig) -> dict[str, Any]:
-    """Return what decides an embedding, by dotted key: the configuration and the identity of the weights."""
-    folder = find_model(config.model, config.revision)
-    return {
-        "encoder.model": config.model,
-        "encoder.weights": model_fingerprint(folder),
-        "encoder.max_length": config.max_length,
-        "encoder.normaliser": config.normaliser,
-        "encoder.precision": precision_name(config.precision, device_name(config.device)),
-    }
 
 
 def _max_length(model: Any, config: EncoderConfig) -> int:  # noqa: ANN401

@@ -31,9 +31,9 @@ from numpy.typing import NDArray
 from scalemine.config import IndexConfig, InputError
 from scalemine.corpus import Shard
 from scalemine.executor import IN_FLIGHT, Executor
-from scalemine.mining.embeddings import Embeddings, OnRows, ShardFiles, ShardJob, run_shards
 from scalemine.mining.sampling import SHARDS_PER_TASK, groups, sample_places
 from scalemine.mining.similarity import ANCHOR_COORDINATES_PER_UNIT, COORDINATES_PER_UNIT, anchor_grid, row_grid
+from scalemine.shards import Embeddings, OnRows, ShardFiles, ShardJob, run_shards
 from scalemine.store import write_whole
 
 FloatArray = NDArray[np.float32]

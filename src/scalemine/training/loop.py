@@ -15,9 +15,10 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -27,8 +28,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from scalemine.config import RunError
-from scalemine.executor import StopSignals
+from scalemine.config import RunError, TrainConfig
+from scalemine.executor import Stopped, StopRequest
 from scalemine.store import read_json, write_json, write_whole
 from scalemine.training.batches import Batch, to_device, training_batches
 
@@ -37,6 +38,8 @@ logger = logging.getLogger(__name__)
 STATE = "checkpoint.json"
 BEST = "best-{}.safetensors"
 MODEL, MOMENTS = "model.", "optimizer."
+
+Schedule = Literal["linear", "cosine", "constant"]
 
 
 class Task(Protocol):
@@ -64,6 +67,10 @@ class Task(Protocol):
         """Return the tensors of some training rows, of which ``model`` returns the summed loss."""
         ...
 
+    def begin_epoch(self, epoch: int, folder: Path, accelerator: Accelerator) -> None:
+        """Get ready for an epoch, from 0; called again where a run goes on in the middle of it."""
+        ...
+
     def evaluate(self, accelerator: Accelerator) -> float:
         """Return how good the model is on what chooses the epoch, from 0 to 1; the same in every process."""
         ...
@@ -79,9 +86,17 @@ class Plan:
     epochs: int
     patience: int
     min_delta: float
+    schedule: Schedule
+    warmup: float
     clip: float
     checkpoint_steps: int
     seed: int
+
+    @classmethod
+    def of(cls, options: TrainConfig, seed: int) -> Plan:
+        """Return the plan of a configuration."""
+        named = {one.name: getattr(options, one.name) for one in fields(cls) if one.name != "seed"}
+        return cls(**named, seed=seed)
 
 
 @dataclass
@@ -125,9 +140,19 @@ OnStep = Callable[[int], None]
 OnEpoch = Callable[[Progress], None]
 
 
-def linear_rate(step: int, num_steps: int) -> float:
-    """Return the share of the learning rate at a step from 0: from 1 down to 0 in even steps, without warm-up."""
-    return max(0.0, (num_steps - step) / num_steps)
+def rate(step: int, num_steps: int, schedule: Schedule, warmup: float) -> float:
+    """Return the share of the learning rate at a step from 0.
+
+    It rises in even steps over the first ``warmup`` of all steps, and falls to 0 over the others: in even steps, along
+    half a cosine (Loshchilov and Hutter 2017), or not at all.
+    """
+    rising = round(warmup * num_steps)
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    gone = min(1.0, (step - rising) / (num_steps - rising))
+    if schedule == "constant":
+        return 1.0
+    return 1.0 - gone if schedule == "linear" else (1.0 + math.cos(math.pi * gone)) / 2
 
 
 def fit(
@@ -136,7 +161,7 @@ def fit(
     folder: Path,
     *,
     accelerator: Accelerator,
-    signals: StopSignals | None = None,
+    signals: StopRequest | None = None,
     on_step: OnStep = lambda _rows: None,
     on_epoch: OnEpoch = lambda _progress: None,
 ) -> Fit:
@@ -164,7 +189,8 @@ def fit(
     fused = accelerator.device.type in ("cpu", "cuda") and accelerator.scaler is None
     optimizer = torch.optim.AdamW(groups, fused=fused)
     # By the number of the optimiser's step alone, so not prepared: a prepared one steps once per process.
-    scheduler = LambdaLR(optimizer, lambda step: linear_rate(step, num_steps))
+    planned = partial(rate, num_steps=num_steps, schedule=plan.schedule, warmup=plan.warmup)
+    scheduler = LambdaLR(optimizer, planned)
     model, prepared = accelerator.prepare(task.model, optimizer)
     progress = Progress()
     # What the optimiser really used, seen from inside of its steps.
@@ -175,6 +201,7 @@ def fit(
     loop.restore()
     started = time.monotonic() - progress.seconds
     while progress.epoch < plan.epochs and not _has_stalled(progress, plan):
+        task.begin_epoch(progress.epoch, folder, accelerator)
         batches = training_batches(costs, plan.batch_size, plan.bucket_batches, seed=plan.seed, epoch=progress.epoch)
         for rows in batches[progress.epoch_step :]:
             loop.step(rows)
@@ -183,12 +210,12 @@ def fit(
             stop = _any_process(accelerator, signals is not None and signals.requested)
             if stop or (progress.step % plan.checkpoint_steps == 0 and progress.epoch_step < len(batches)):
                 loop.save()
-            if stop and signals is not None:
-                signals.requested = True
-                signals.raise_if_requested()
+            if stop:
+                raise Stopped
         loop.end_epoch(started)
         on_epoch(progress)
-    lr_check = check_rates(progress.rates, progress.skipped_steps, base_rates, num_steps, progress.step)
+    lr_check = check_rates(progress.rates, progress.skipped_steps, base_rates, planned, progress.step)
+    lr_check["schedule_steps"] = num_steps
     loop.load_best()
     if not progress.best:
         logger.warning("the score never rose above 0: nothing that counts was learnt; try a higher train.head_lr")
@@ -199,7 +226,7 @@ def check_rates(
     rates: Sequence[tuple[int, Sequence[float]]],
     skipped: int,
     base_rates: Sequence[float],
-    num_steps: int,
+    planned: Callable[[int], float],
     steps: int,
 ) -> dict[str, Any]:
     """Compare the learning rates that the optimiser used with those planned, step by step and group by group.
@@ -208,7 +235,7 @@ def check_rates(
         rates: Of each optimiser step, its number and the rate of each group of parameters.
         skipped: Steps that a gradient scaler left out, after too large a number.
         base_rates: The rate of each group at the start.
-        num_steps: Steps of the schedule.
+        planned: The share of it that a step was to use.
         steps: Steps that were made.
 
     Raises:
@@ -220,19 +247,18 @@ def check_rates(
             f"are not what the configuration says"
         )
     for step, used in rates:
-        for group, (base, rate) in enumerate(zip(base_rates, used, strict=True)):
-            planned = base * linear_rate(step, num_steps)
-            if not math.isclose(planned, rate, rel_tol=1e-6, abs_tol=1e-12):
+        for group, (base, applied) in enumerate(zip(base_rates, used, strict=True)):
+            wanted = base * planned(step)
+            if not math.isclose(wanted, applied, rel_tol=1e-6, abs_tol=1e-12):
                 raise RunError(
-                    f"learning rate at step {step}, group {group} of parameters: planned {planned:.3g}, applied "
-                    f"{rate:.3g}: these weights are not what the configuration says"
+                    f"learning rate at step {step}, group {group} of parameters: planned {wanted:.3g}, applied "
+                    f"{applied:.3g}: these weights are not what the configuration says"
                 )
     return {
         "equal": True,
         "steps_planned": steps,
         "steps_applied": len(rates),
         "skipped_steps": skipped,
-        "schedule_steps": num_steps,
         "groups": len(base_rates),
         "first": list(rates[0][1]) if rates else None,
         "last": list(rates[-1][1]) if rates else None,
@@ -298,8 +324,8 @@ class _Loop:
         progress.epoch_step += 1
         progress.loss_sum += loss * num_items
         progress.item_sum += num_items
-        rate = progress.rates[-1][1][0] if progress.rates else 0.0
-        accelerator.log({"loss": loss, "lr": rate}, step=progress.step)
+        lr = progress.rates[-1][1][0] if progress.rates else 0.0
+        accelerator.log({"loss": loss, "lr": lr}, step=progress.step)
 
     def _refuse(self, what: str, rows: Sequence[int]) -> None:
         ids = ", ".join(self.task.ids(rows)[:32])
@@ -428,6 +454,7 @@ def predict_rows(
     batches: Sequence[Sequence[int]],
     shape: tuple[int, int],
     predict: Callable[[Sequence[int]], Tensor],
+    dtype: torch.dtype = torch.int64,
 ) -> Tensor:
     """Return a prediction for every row, the same in every process: batches are shared out, and the results added up.
 
@@ -436,8 +463,9 @@ def predict_rows(
         batches: Rows, each in one batch.
         shape: Rows, and the widest prediction.
         predict: Rows to their predictions ``(B, W)``, W at most the widest.
+        dtype: Of the predictions.
     """
-    result_NW = torch.zeros(shape, dtype=torch.int64)
+    result_NW = torch.zeros(shape, dtype=dtype)
     for rows in batches[accelerator.process_index :: accelerator.num_processes]:
         predicted_BW = predict(rows).cpu()
         result_NW[list(rows), : predicted_BW.shape[1]] = predicted_BW

@@ -15,31 +15,44 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from scalemine.config import Config, InputError, RunError
-from scalemine.executor import Stopped, StopSignals
+from scalemine.executor import Stopped, StopRequest, StopSignals
 from scalemine.store import read_json, write_json
-from scalemine.training.runs import FAILURE, LOCK, STOPPED, plan_splits, read_data, train_split
+from scalemine.training.processes import FAILURE, LOCK, STOPPED
+from scalemine.training.runs import family_of, splits_of, train_split
 
 # How often a process looks whether the one that started it is still there.
 PARENT_SECONDS = 0.5
 
 
 def main() -> None:
-    """Do this process's part of the run that a spec file describes; what is wrong is left in a file for the parent."""
+    """Do this process's part of the run that a spec file describes."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("scalemine").setLevel(logging.INFO if _is_main() else logging.ERROR)
     threading.Thread(target=_stop_with_parent, args=(os.getppid(),), daemon=True).start()
-    spec = read_json(Path(sys.argv[1]))
+    with StopSignals() as signals:
+        if not work(Path(sys.argv[1]), signals):
+            sys.exit(1)
+
+
+def work(path: Path, signals: StopRequest) -> bool:
+    """Do this process's part of the run that a spec file describes; say whether it went well.
+
+    What is wrong is left in a file for who started the processes, as is that they were stopped.
+    """
+    spec = read_json(path)
     config, folder = Config.model_validate(spec["config"]), Path(spec["folder"])
     try:
-        with StopSignals() as signals, _held(folder):
-            data = read_data(config)
-            [split] = [one for one in plan_splits(config, data.train) if one.fold == spec["fold"]]
+        with _held(folder):
+            family = family_of(config)
+            data = family.read(config)
+            [split] = [one for one in splits_of(config, family, data) if one.fold == spec["fold"]]
             train_split(config, data, split, folder, signals=signals)
     except Stopped:
         (folder / STOPPED).touch()
     except (InputError, RunError) as error:
         write_json(folder / FAILURE, {"is_input": isinstance(error, InputError), "message": str(error)})
-        sys.exit(1)
+        return False
+    return True
 
 
 def _stop_with_parent(parent: int) -> None:

@@ -68,6 +68,11 @@ class Dataset:
     num_empty: int
 
     @property
+    def num_rows(self) -> int:
+        """Number of tweets."""
+        return len(self.documents)
+
+    @property
     def types(self) -> set[str]:
         """The span types in it."""
         return set().union(*(document.types for document in self.documents))

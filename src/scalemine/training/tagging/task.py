@@ -6,6 +6,7 @@ Shapes: N tweets, L words of the longest one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,6 +82,9 @@ class TaggerTask:
     def collate(self, rows: Sequence[int]) -> Batch:
         """Return the tensors of some training tweets."""
         return self._train.collate(rows, self._pad_id)
+
+    def begin_epoch(self, epoch: int, folder: Path, accelerator: Accelerator) -> None:
+        """Do nothing: an epoch is like another."""
 
     def evaluate(self, accelerator: Accelerator) -> float:
         """Return the score on the tweets that choose the epoch."""

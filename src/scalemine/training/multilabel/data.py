@@ -1,0 +1,228 @@
+"""What runs of classifiers and of classical baselines have in common: labelled tweets, splits, decisions and scores.
+
+Shapes: N tweets, C labels.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from scalemine.config import Config, InputError
+from scalemine.executor import Executor, ShowProgress, StopSignals, make_executor
+from scalemine.store import Workdir, write_whole
+from scalemine.training.family import DEV, HELD_OUT, Data, chooser, find_files
+from scalemine.training.multilabel.calibration import Calibration, best_thresholds, fit_calibration
+from scalemine.training.multilabel.examples import (
+    POSITIVE,
+    UNKNOWN,
+    Examples,
+    TokeniserSpec,
+    check_labels,
+    check_same_labels,
+    read_examples,
+)
+from scalemine.training.multilabel.head import Nesting, order
+from scalemine.training.multilabel.scores import score_labels
+from scalemine.training.splits import Rows, Split
+
+Floats = NDArray[np.float32]
+
+LANGUAGES = ("lang", "language")
+# Keys of train that are of taggers.
+TAGGER_KEYS = frozenset({"crf", "vectors", "vocabulary", "pooling", "hidden", "kernel", "dropout"})
+# How many positives a label needs on dev for a threshold of its own; see calibration.
+_DEFAULT_THRESHOLD = 0.5
+
+
+def read_label_data(
+    config: Config, tokenise: TokeniserSpec | None, *, signals: StopSignals | None, show: ShowProgress
+) -> Data[Examples]:
+    """Read the labelled tweets that a configuration trains on, chooses the epoch on, and is tested on.
+
+    Raises:
+        InputError: A file or column is not there, a value is not what it should be, or labels do not fit.
+    """
+    files = find_files(config)
+    folder = Workdir(config.workdir.absolute()).examples
+    keep = (*files.keep, *LANGUAGES)
+    with contextlib.ExitStack() as stack:
+        made: list[Executor] = []
+
+        def executor() -> Executor:  # only where there is anything to do: Ray takes seconds to start
+            if not made:
+                where = make_executor(config.compute, signals=signals or StopSignals(), wants_gpu=False)
+                made.append(stack.enter_context(where))
+            return made[0]
+
+        def read(uri: str, key: str, **how: Any) -> Examples:  # noqa: ANN401
+            with show(f"read {Path(uri).stem}", None) as advance:
+                return read_examples(
+                    uri, config.labels, folder, executor=executor, keep=keep, key=key, tokenise=tokenise,
+                    on_rows=advance, **how,
+                )  # fmt: skip
+
+        train = read(files.train, files.train_key, needs=files.needs)
+        check_labels(train, files.train_key)
+        dev = read(files.dev, "train.dev_uri", labels=train.labels) if files.dev else None
+        tests = {name: read(uri, f"train.test_uris.{name}", labels=train.labels) for name, uri in files.tests.items()}
+    others = {f"train.test_uris.{name}": one for name, one in tests.items()}
+    if config.labels.names is None and config.train.unseen_types == "refuse":
+        check_same_labels(train, others | ({"train.dev_uri": dev} if dev else {}))
+    return Data(train, dev, tests)
+
+
+class LabelFamily:
+    """What classifiers and classical baselines say alike; see ``family.Family``."""
+
+    def rows(self, config: Config, data: Data[Examples]) -> Rows:  # noqa: ARG002
+        """Return the training tweets, as folds are made of them."""
+        return data.train.rows()
+
+    def check_split(self, config: Config, data: Data[Examples], split: Split) -> None:
+        """Refuse a split without a known positive to learn from, or to choose the epoch by."""
+        chooses = split.held_out if config.train.stop_on == "test" else split.dev
+        for what, rows in (("to train on", split.train), ("to choose the epoch on", chooses)):
+            if len(rows) and not (data.train.targets_of(rows) == POSITIVE).any():
+                raise InputError(
+                    f"train.folds: {data.train.uri}, fold {split.fold}: no tweet {what} bears a label; take another "
+                    f"train.dev_share, train.fold_seed or number of folds"
+                )
+
+    def describe(self, data: Data[Examples]) -> list[str]:
+        """Return what was read, line by line."""
+        lines = []
+        for name, examples in {"train": data.train, **({"dev": data.dev} if data.dev else {}), **data.tests}.items():
+            targets_NC = examples.targets_of()
+            unknown = f", {(targets_NC == UNKNOWN).mean():.1%} unknown" if (targets_NC == UNKNOWN).any() else ""
+            lines.append(
+                f"{name}: {examples.num_rows:,} tweets, {len(examples.labels)} labels, "
+                f"{(targets_NC == POSITIVE).sum(1).mean():.2f} a tweet{unknown}"
+            )
+        return lines
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """Return what the labels mean; where they are is in the hash of what was read."""
+        labels = config.labels.model_dump(include={"nested", "select", "calibration", "threshold"})
+        return {f"labels.{key}": value for key, value in labels.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class LabelSets:
+    """The tweets of one run: those to train on, and the sets that it is scored on."""
+
+    config: Config
+    data: Data[Examples]
+    split: Split
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels, C of them."""
+        return self.data.train.labels
+
+    @property
+    def names(self) -> list[str]:
+        """The sets that the model is scored on."""
+        return [name for name in (DEV, HELD_OUT, *self.data.tests) if len(self.of(name)[1])]
+
+    def of(self, name: str) -> tuple[Examples, NDArray[np.int64]]:
+        """Return in which file a set is, and its rows there; ``train`` are the tweets to train on."""
+        if name in self.data.tests:
+            return self.data.tests[name], np.arange(self.data.tests[name].num_rows)
+        if name == DEV and self.data.dev is not None:
+            return self.data.dev, np.arange(self.data.dev.num_rows)
+        split = self.split
+        return self.data.train, {"train": split.train, DEV: split.dev, HELD_OUT: split.held_out}[name]
+
+    def targets(self, name: str) -> NDArray[np.int8]:
+        """Return the targets ``(N, C)`` of a set."""
+        examples, rows = self.of(name)
+        return examples.targets_of(rows)
+
+    def rows(self, name: str) -> Rows:
+        """Return the tweets of a set."""
+        examples, rows = self.of(name)
+        return examples.rows(rows)
+
+    @property
+    def nesting(self) -> Nesting | None:
+        """The order of nested labels.
+
+        Raises:
+            InputError: A chain names a label that is not there, or chains contradict one another.
+        """
+        if not self.config.labels.nested:
+            return None
+        try:
+            return order(self.labels, self.config.labels.nested)
+        except ValueError as error:
+            raise InputError(f"labels.nested: {error}") from None
+
+    def priors(self) -> NDArray[np.float64]:
+        """Return the share of positives ``(C,)`` among the training tweets whose label is known."""
+        targets_NC = self.targets("train")
+        known_C = (targets_NC != UNKNOWN).sum(0)
+        return np.asarray((targets_NC == POSITIVE).sum(0) / np.maximum(known_C, 1), np.float64)
+
+    def calibrate(self, logits_NC: Floats) -> Calibration:
+        """Return how logits become probabilities, fitted on what chose the epoch."""
+        name = chooser(self.config)
+        groups = self.nesting.components if self.nesting else None
+        return fit_calibration(logits_NC, self.targets(name), self.config.labels.calibration, groups=groups)
+
+    def thresholds(self, scores_NC: Floats) -> NDArray[np.float64]:
+        """Return from which probability each label is given ``(C,)``, fitted on what chose the epoch."""
+        wanted = self.config.labels.threshold
+        if wanted != "best":
+            return np.full(len(self.labels), float(wanted))
+        thresholds_C = best_thresholds(self.targets(chooser(self.config)), scores_NC, default=_DEFAULT_THRESHOLD)
+        if nesting := self.nesting:  # who is given an inner label is given the outer ones
+            for label in nesting.inner_first:
+                thresholds_C[label] = min(thresholds_C[[label, *nesting.inner[label]]])
+        return thresholds_C
+
+    def score(self, name: str, scores_NC: Floats, thresholds_C: NDArray[np.float64]) -> dict[str, Any]:
+        """Return the scores of the probabilities of a set."""
+        examples, rows = self.of(name)
+        groups = {one: examples.values(one, rows) for one in self.config.labels.groups if one in examples.columns}
+        return score_labels(
+            examples.targets_of(rows), scores_NC, self.labels, prior_C=self.priors(), thresholds_C=thresholds_C,
+            groups=groups, num_bootstrap=self.config.train.bootstrap, seed=self.config.seed,
+        )  # fmt: skip
+
+    def write_predictions(self, name: str, scores_NC: Floats, path: Path) -> None:
+        """Write the probabilities of a set: id, target and score of each label, in its order."""
+        examples, rows = self.of(name)
+        width = len(self.labels)
+        columns = {
+            "id": pa.array(examples.ids_of(rows.tolist())),
+            "targets": pa.FixedSizeListArray.from_arrays(pa.array(examples.targets_of(rows).reshape(-1)), width),
+            "scores": pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(scores_NC).reshape(-1)), width),
+        }
+        table = pa.table(columns).replace_schema_metadata({"labels": "\n".join(self.labels)})
+        with write_whole(path) as temporary:
+            pq.write_table(table, temporary, compression="zstd")
+
+    def languages(self) -> dict[str, int]:
+        """Return how many training tweets are in each language, where a column says it."""
+        examples, rows = self.of("train")
+        for name in LANGUAGES:
+            if name in examples.columns:
+                counts = Counter(value for value in examples.values(name, rows) if value)
+                return dict(counts.most_common())
+        return {}
+
+
+def brief(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the card says of the scores."""
+    keys = ("num_rows", "roc_auc", "average_precision", "prior", "micro_f1", "macro_f1", "jaccard", "ece", "intervals")
+    return {name: {key: one[key] for key in (*keys, "verdict")} for name, one in metrics.items()}

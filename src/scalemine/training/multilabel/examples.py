@@ -1,0 +1,505 @@
+"""Labelled tweets for a classifier, on disk: imported once, labels read once, tokenised once, and read by memory map.
+
+A file of any size and format is imported as a corpus (see ``corpus``). Beside its shards lie those of the targets and,
+per tokeniser, those of the tokens; all of them are made shard by shard, by as many workers as are configured, and found
+again by what decides their content.
+
+Shapes: N tweets, B tweets of a batch, C labels.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from scalemine.config import CorpusConfig, InputError, LabelsConfig
+from scalemine.corpus import Corpus, import_corpus
+from scalemine.executor import Executor
+from scalemine.models import quieten_libraries
+from scalemine.shards import OnRows, ShardFiles, ShardJob, matrix, matrix_column, run_shards
+from scalemine.store import fingerprint, open_stage
+from scalemine.text import normaliser
+from scalemine.training.splits import Rows
+
+logger = logging.getLogger(__name__)
+
+POSITIVE, NEGATIVE, UNKNOWN = 1, 0, -1
+IS_NEGATIVE = "is_negative"
+_TRUE, _FALSE, _NOTHING = {"1", "1.0", "true"}, {"0", "0.0", "false"}, {"-1", "-1.0", ""}
+# A label seen less often than this cannot be in the training part, the dev part and a test part.
+_FEW = 3
+
+Int8 = NDArray[np.int8]
+
+
+@dataclass(frozen=True, eq=False)
+class Examples:
+    """The labelled tweets of one file.
+
+    Args:
+        uri: The file.
+        labels: The labels, C of them.
+        corpus: Its tweets.
+        targets: Their targets and weights, per shard.
+        tokens: Their tokens, per shard; None where none are wanted.
+        columns: Further columns that are there.
+        unlisted: Labels of the file that are not among ``labels``, and how many tweets have each.
+    """
+
+    uri: str
+    labels: tuple[str, ...]
+    corpus: Corpus
+    targets: ShardFiles
+    tokens: ShardFiles | None
+    columns: tuple[str, ...]
+    unlisted: Mapping[str, int]
+
+    @property
+    def num_rows(self) -> int:
+        """Number of tweets."""
+        return self.corpus.num_rows
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of tweets and targets."""
+        return fingerprint([self.corpus.fingerprint, self.targets.stage.fingerprint])
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        return np.cumsum([0, *(shard.num_rows for shard in self.corpus.shards)])
+
+    @cached_property
+    def _maps(self) -> list[tuple[Int8, NDArray[np.float32]]]:
+        """Targets and weights of each shard, memory-mapped."""
+        tables = [self.targets.read(shard) for shard in self.corpus.shards]
+        return [(matrix(table["targets"])[0], table["weight"].combine_chunks().to_numpy()) for table in tables]
+
+    @cached_property
+    def _ids(self) -> list[tuple[NDArray[np.int64], NDArray[np.int32]]]:
+        """Where the tokens of each tweet begin, and the tokens, of each shard, memory-mapped."""
+        assert self.tokens is not None
+        columns = [self.tokens.read(shard)["ids"].combine_chunks() for shard in self.corpus.shards]
+        return [(column.offsets.to_numpy(), column.values.to_numpy()) for column in columns]
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int32]:
+        """Tokens of each tweet ``(N,)``."""
+        return np.concatenate([np.diff(offsets) for offsets, _ in self._ids]).astype(np.int32)
+
+    def targets_of(self, rows: Sequence[int] | NDArray[np.int64] | None = None) -> Int8:
+        """Return the targets ``(B, C)`` of some tweets, or of all: 1, 0, or -1 for unknown."""
+        if rows is None:
+            return np.concatenate([targets_NC for targets_NC, _ in self._maps])
+        return self._gather(rows, [targets_NC for targets_NC, _ in self._maps])
+
+    def weights_of(self, rows: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Return the weights ``(B,)`` of some tweets, or of all."""
+        if rows is None:
+            return np.concatenate([weight_N for _, weight_N in self._maps])
+        return self._gather(rows, [weight_N for _, weight_N in self._maps])
+
+    def _gather(self, rows: Sequence[int] | NDArray[np.int64], parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        rows = np.asarray(rows, np.int64)
+        found = np.empty((len(rows), *parts[0].shape[1:]), parts[0].dtype)
+        shard_B = np.searchsorted(self._starts, rows, side="right") - 1
+        for shard in np.unique(shard_B):
+            here = shard_B == shard
+            found[here] = parts[shard][rows[here] - self._starts[shard]]
+        return found
+
+    def tokens_of(self, rows: Sequence[int]) -> list[NDArray[np.int32]]:
+        """Return the tokens of some tweets."""
+        found = []
+        for row in rows:
+            shard = int(np.searchsorted(self._starts, row, side="right")) - 1
+            offsets, ids = self._ids[shard]
+            place = row - self._starts[shard]
+            found.append(ids[offsets[place] : offsets[place + 1]])
+        return found
+
+    def column(self, name: str) -> list[str | None]:
+        """Return a column of all tweets: id, text, or one that was kept."""
+        values: list[str | None] = []
+        for shard in self.corpus.shards:
+            values += self.corpus.read(shard, [name])[name].to_pylist()
+        return values
+
+    def ids_of(self, rows: Sequence[int]) -> list[str]:
+        """Return the identifiers of some tweets."""
+        return [str(value) for value in self.values("id", rows)]
+
+    def values(self, name: str, rows: Sequence[int] | NDArray[np.int64]) -> list[str | None]:
+        """Return a column of some tweets."""
+        rows = np.asarray(rows, np.int64)
+        shard_B = np.searchsorted(self._starts, rows, side="right") - 1
+        found: list[str | None] = [None] * len(rows)
+        for shard in np.unique(shard_B):
+            here = np.flatnonzero(shard_B == shard)
+            column = self.corpus.read(self.corpus.shards[shard], [name])[name]
+            for place, value in zip(here, column.take(rows[here] - self._starts[shard]).to_pylist(), strict=True):
+                found[place] = value
+        return found
+
+    def rows(self, rows: NDArray[np.int64] | None = None) -> Rows:
+        """Return some tweets, or all, as folds are made of them; folds are alike in each label."""
+        every = np.arange(self.num_rows) if rows is None else rows
+        targets_NC = self.targets_of(every)
+        return Rows(
+            self.ids_of(every.tolist()),
+            [text or "" for text in self.values("text", every)],
+            [[self.labels[label] for label in np.flatnonzero(row == POSITIVE)] for row in targets_NC],
+            (targets_NC == UNKNOWN).all(axis=1).tolist(),
+            {name: self.values(name, every) for name in self.columns},
+        )
+
+
+def read_examples(
+    uri: str,
+    config: LabelsConfig,
+    folder: Path,
+    *,
+    executor: Callable[[], Executor],
+    labels: Sequence[str] | None = None,
+    needs: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    key: str = "file",
+    tokenise: TokeniserSpec | None = None,
+    on_rows: OnRows | None = None,
+) -> Examples:
+    """Read labelled tweets; what was read before is opened.
+
+    Args:
+        uri: File, glob, folder or bucket URI.
+        config: Where the labels are, and what they mean.
+        folder: Where the tweets, targets and tokens of all files go.
+        executor: Gives where shards are worked on; called only if there are any to do.
+        labels: The labels, in order; None: those that are found, by name.
+        needs: Columns that must be there.
+        keep: Columns that are carried along where they are there.
+        key: What named the file, for messages.
+        tokenise: How to tokenise; None: no tokens.
+        on_rows: Told how many rows were read or tokenised.
+
+    Raises:
+        InputError: A file or column is not there, a target is no number, a label is not among the training set's, or
+            no tweet bears one of the labels.
+    """
+    corpus, columns = _import(uri, config, folder, needs=needs, keep=keep, key=key, on_rows=on_rows)
+    where = f"{key}: {uri}"
+    found = _labels_found(corpus, config)
+    names = tuple(labels if labels is not None else config.names if config.names is not None else sorted(found))
+    if not names:
+        raise InputError(f"{where}: no tweet bears a label in {_label_columns(config)}; see the section labels")
+    settings = {"labels": names, **config.model_dump(include={"column", "columns", "categories", "unknown_values"})}
+    settings |= {"absent": config.absent, "weight": config.weight}
+    stage = open_stage(
+        corpus.folder.parent / f"targets-{fingerprint(settings)}",
+        version=1, settings=settings, inputs={"tweets": corpus.fingerprint}, redo=True,
+    )  # fmt: skip
+    targets = ShardFiles(stage, corpus)
+    worker = partial(_TargetReader, corpus, targets, config, names, where)
+    _make(targets, worker, executor, None)
+    examples = Examples(uri, names, corpus, targets, None, columns, {})
+    examples = replace(examples, unlisted={label: n for label, n in found.items() if label not in names})
+    return examples if tokenise is None else _tokenised(examples, tokenise, executor, on_rows)
+
+
+def _import(
+    uri: str,
+    config: LabelsConfig,
+    folder: Path,
+    *,
+    needs: Sequence[str],
+    keep: Sequence[str],
+    key: str,
+    on_rows: OnRows | None,
+) -> tuple[Corpus, tuple[str, ...]]:
+    """Import the tweets of a file with their label columns; return which further columns are there, too."""
+    label_columns = _label_columns(config)
+    optional = [IS_NEGATIVE, config.weight, *keep, *config.groups]
+    wanted = list(dict.fromkeys([*label_columns, *needs, *optional]))
+    there = _columns_of(uri)
+    if there is not None:
+        if missing := [name for name in (*label_columns, *needs) if name not in there]:
+            raise InputError(f"{key}: {uri}: no column {missing[0]}; the file has {', '.join(there)}")
+        wanted = [name for name in wanted if name in there]
+    wanted = [name for name in wanted if name not in ("id", "text")]
+    reading = CorpusConfig(uri=(uri,), text=config.text, id=config.id, keep=tuple(wanted))
+    stem = re.sub(r"\W+", "-", Path(uri).stem).strip("-") or "tweets"
+    home = folder / f"{stem}-{fingerprint(reading.model_dump(mode='json'))[:6]}"
+    try:
+        corpus = import_corpus(reading, home / "tweets", redo=True, on_rows=on_rows)
+    except InputError as error:
+        message = str(error).replace("corpus.uri", key).replace("corpus.keep", "labels")
+        raise InputError(re.sub(r"corpus\.(text|id)\b", r"labels.\1", message)) from None
+    if rejected := corpus.counts["rejected"]:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in corpus.counts["rejected_by_reason"].items())
+        logger.warning("%s: %d of %d tweets left out: %s", uri, rejected, corpus.counts["read"], reasons)
+    further = [name for name in dict.fromkeys([*needs, *keep, *config.groups]) if name in wanted]
+    return corpus, tuple(further)
+
+
+def _columns_of(uri: str) -> list[str] | None:
+    """Return the columns of a Parquet file, or None where they are not known before it is read."""
+    path = Path(uri)
+    if path.suffix != ".parquet" or not path.is_file():
+        return None
+    try:
+        return list(pq.read_schema(path).names)
+    except (pa.ArrowException, OSError):
+        return None  # said by who reads it
+
+
+def _label_columns(config: LabelsConfig) -> tuple[str, ...]:
+    return config.columns or config.categories or (config.column,)
+
+
+def _labels_found(corpus: Corpus, config: LabelsConfig) -> Counter[str]:
+    """Return the labels in a file, and how many tweets bear each of them."""
+    if config.columns:
+        return Counter(config.columns)
+    found: Counter[str] = Counter()
+    for shard in corpus.shards:
+        for name in _label_columns(config):
+            for value, count in _value_counts(corpus.read(shard, [name])[name]):
+                for label in _labels_of(value, name, config):
+                    found[label] += count
+    return found
+
+
+def _value_counts(column: pa.ChunkedArray) -> Iterator[tuple[str, int]]:
+    for one in pc.value_counts(column.fill_null("")).to_pylist():
+        yield one["values"], one["counts"]
+
+
+def _labels_of(value: str, name: str, config: LabelsConfig) -> list[str]:
+    """Return the labels that a value of a column stands for."""
+    value = value.strip()
+    if config.categories:
+        if not value or value in config.unknown_values:
+            return []
+        return [value if len(config.categories) == 1 else f"{name}={value}"]
+    if value.startswith("["):
+        labels = orjson.loads(value)
+        if not all(isinstance(label, str) for label in labels):
+            raise ValueError(f"column {name} holds {value[:80]!r}, expected a list of names")
+        return list(dict.fromkeys(label.strip() for label in labels))
+    return list(dict.fromkeys(label for part in value.split(",") if (label := part.strip())))
+
+
+def _make(
+    files: ShardFiles, worker: Callable[[], Callable[[ShardJob], Any]], executor: Callable[[], Executor],
+    on_rows: OnRows | None,
+) -> None:  # fmt: skip
+    jobs = [ShardJob(shard) for shard in files.missing()]
+    if not jobs:
+        return
+    for _, error in run_shards(executor(), worker, jobs, on_rows):
+        # A worker's own words where it says what is wrong with the input, else the traceback.
+        said = re.search(r"^scalemine\.config\.InputError: (.*)", error, flags=re.MULTILINE)
+        raise InputError(said[1]) if said else RuntimeError(error)
+
+
+class _TargetReader:
+    """The worker that reads the targets of a shard."""
+
+    def __init__(
+        self, corpus: Corpus, files: ShardFiles, config: LabelsConfig, labels: tuple[str, ...], where: str
+    ) -> None:
+        self.corpus, self.files, self.config, self.labels, self.where = corpus, files, config, labels, where
+
+    def __call__(self, job: ShardJob) -> None:
+        """Write the targets and weights of one shard."""
+        table = self.corpus.read(job.shard)
+        try:
+            targets_NC = read_targets(table, self.labels, self.config)
+            weight_N = _weights(table, self.config)
+        except ValueError as error:
+            raise InputError(f"{self.where}: {error}") from None
+        valid_N = np.ones(len(targets_NC), np.bool_)
+        self.files.write(
+            job.shard, pa.table({"targets": matrix_column(targets_NC, valid_N), "weight": pa.array(weight_N)})
+        )
+
+
+def read_targets(table: pa.Table, labels: Sequence[str], config: LabelsConfig) -> Int8:
+    """Return the targets ``(N, C)`` of some tweets, whose columns hold text: 1, 0, or -1 for unknown.
+
+    Raises:
+        ValueError: A value is not what its column should hold.
+    """
+    place = {label: number for number, label in enumerate(labels)}
+    if config.columns:
+        columns = [_numbers(table, label) if label in table.column_names else None for label in labels]
+        absent_N = np.full(table.num_rows, UNKNOWN, np.int8)
+        targets_NC = np.stack([absent_N if one is None else one for one in columns], axis=1)
+    else:
+        absent = NEGATIVE if config.absent == "negative" else UNKNOWN
+        targets_NC = np.full((table.num_rows, len(labels)), absent, np.int8)
+        for name in _label_columns(config):
+            coded = table[name].fill_null("").combine_chunks().dictionary_encode()
+            values_VC = np.full((len(coded.dictionary), len(labels)), absent, np.int8)
+            is_own_C = np.array([not config.categories or _is_of(label, name, config) for label in labels])
+            for number, value in enumerate(coded.dictionary.to_pylist()):
+                if config.categories and (not value.strip() or value.strip() in config.unknown_values):
+                    values_VC[number] = UNKNOWN
+                for label in _labels_of(value, name, config):
+                    if label in place:
+                        values_VC[number, place[label]] = POSITIVE
+            found_NC = values_VC[coded.indices.to_numpy()]
+            targets_NC = np.where(is_own_C, found_NC, targets_NC)
+    if IS_NEGATIVE in table.column_names:
+        targets_NC[_numbers(table, IS_NEGATIVE) == POSITIVE] = UNKNOWN
+    return targets_NC
+
+
+def _is_of(label: str, name: str, config: LabelsConfig) -> bool:
+    return len(config.categories) == 1 or label.startswith(f"{name}=")
+
+
+def _numbers(table: pa.Table, name: str) -> Int8:
+    """Return a column of 1, 0 and unknown."""
+    coded = table[name].fill_null("").combine_chunks().dictionary_encode()
+    codes = []
+    for value in coded.dictionary.to_pylist():
+        text = value.strip().lower()
+        if text not in _TRUE | _FALSE | _NOTHING:
+            row = table[name].to_pylist().index(value)
+            raise ValueError(
+                f"column {name} holds {value[:40]!r} (id {table['id'][row].as_py()}); expected 1, 0, and -1 or nothing "
+                f"for unknown"
+            )
+        codes.append(POSITIVE if text in _TRUE else NEGATIVE if text in _FALSE else UNKNOWN)
+    return np.array(codes, np.int8)[coded.indices.to_numpy()] if codes else np.empty(0, np.int8)
+
+
+def _weights(table: pa.Table, config: LabelsConfig) -> NDArray[np.float32]:
+    if config.weight not in table.column_names:
+        return np.ones(table.num_rows, np.float32)
+    values = table[config.weight].fill_null("1").to_pylist()
+    try:
+        weight_N = np.array([float(value) for value in values], np.float32)
+    except ValueError as error:
+        raise ValueError(f"column {config.weight}: {error}; expected numbers from 0") from None
+    if not (np.isfinite(weight_N) & (weight_N >= 0)).all():
+        row = int(np.flatnonzero(~(np.isfinite(weight_N) & (weight_N >= 0)))[0])
+        raise ValueError(
+            f"column {config.weight} holds {values[row]} (id {table['id'][row].as_py()}); expected 0 or more"
+        )
+    return weight_N
+
+
+@dataclass(frozen=True)
+class TokeniserSpec:
+    """How texts become tokens.
+
+    Args:
+        folder: Of the Hugging Face tokeniser.
+        fingerprint: Hash of its files.
+        max_length: Tokens of a tweet, special ones included; what is beyond is cut.
+        normaliser: How a text is rewritten first; see scalemine.text.
+    """
+
+    folder: Path
+    fingerprint: str
+    max_length: int
+    normaliser: str
+
+
+def _tokenised(
+    examples: Examples, spec: TokeniserSpec, executor: Callable[[], Executor], on_rows: OnRows | None
+) -> Examples:
+    """Return the tweets with their tokens."""
+    corpus = examples.corpus
+    settings = {"max_length": spec.max_length, "normaliser": spec.normaliser, "tokeniser": spec.fingerprint}
+    stage = open_stage(
+        corpus.folder.parent / f"tokens-{fingerprint(settings)}",
+        version=1, settings=settings, inputs={"tweets": corpus.fingerprint}, redo=True,
+    )  # fmt: skip
+    files = ShardFiles(stage, corpus)
+    _make(files, partial(_Tokeniser, corpus, files, spec), executor, on_rows)
+    return replace(examples, tokens=files)
+
+
+def num_cut(examples: Examples) -> int:
+    """Return how many tweets are longer than the encoder reads."""
+    assert examples.tokens is not None
+    return sum((examples.tokens.facts(shard) or {})["cut"] for shard in examples.corpus.shards)
+
+
+class _Tokeniser:
+    """The worker that tokenises a shard."""
+
+    def __init__(self, corpus: Corpus, files: ShardFiles, spec: TokeniserSpec) -> None:
+        quieten_libraries()
+        from transformers import AutoTokenizer
+
+        self.corpus, self.files, self.spec = corpus, files, spec
+        self.tokenizer = AutoTokenizer.from_pretrained(spec.folder, local_files_only=True, trust_remote_code=False)
+        self.normalise = normaliser(spec.normaliser)
+
+    def __call__(self, job: ShardJob) -> None:
+        """Write the tokens of one shard."""
+        texts = [self.normalise(text) for text in self.corpus.read(job.shard, ["text"])["text"].to_pylist()]
+        found = self.tokenizer(texts, truncation=True, max_length=self.spec.max_length, return_attention_mask=False)
+        ids = [tokens or [self.tokenizer.pad_token_id or 0] for tokens in found["input_ids"]]
+        at_limit = [row for row, tokens in enumerate(ids) if len(tokens) == self.spec.max_length]
+        whole = self.tokenizer([texts[row] for row in at_limit], verbose=False)["input_ids"] if at_limit else []
+        cut = sum(len(tokens) > self.spec.max_length for tokens in whole)
+        self.files.write(job.shard, pa.table({"ids": pa.array(ids, pa.list_(pa.int32()))}), cut=cut)
+
+
+def check_labels(examples: Examples, key: str) -> None:
+    """Refuse labels that no training tweet bears, and say which ones too few bear.
+
+    Raises:
+        InputError: No tweet, or every tweet, bears a label.
+    """
+    targets_NC = examples.targets_of()
+    positives_C, known_C = (targets_NC == POSITIVE).sum(0), (targets_NC != UNKNOWN).sum(0)
+    for label, positives, known in zip(examples.labels, positives_C.tolist(), known_C.tolist(), strict=True):
+        if not positives:
+            raise InputError(
+                f"{key}: {examples.uri}: no tweet bears the label {label!r}, so it cannot be learnt; leave it out by "
+                f"labels.names or labels.columns"
+            )
+        if positives == known and (targets_NC != UNKNOWN).any():
+            logger.warning(
+                "%s: every tweet whose label %r is known bears it; nothing tells it from the others",
+                examples.uri,
+                label,
+            )
+    few = [f"{label} ({n})" for label, n in zip(examples.labels, positives_C.tolist(), strict=True) if n < _FEW]
+    if few:
+        logger.warning(
+            "%s: labels that fewer than %d tweets bear: %s; where a part has none, they are left out of averages",
+            examples.uri, _FEW, ", ".join(few),
+        )  # fmt: skip
+
+
+def check_same_labels(train: Examples, others: Mapping[str, Examples]) -> None:
+    """Refuse files with labels that the training file has none of.
+
+    Raises:
+        InputError: One has.
+    """
+    for key, examples in others.items():
+        if examples.unlisted:
+            label, count = max(examples.unlisted.items(), key=lambda one: one[1])
+            raise InputError(
+                f"{key}: {examples.uri}: label {label!r} ({count} tweets) is not among those of {train.uri}: "
+                f"{', '.join(train.labels)}; list the labels to use in labels.names"
+            )

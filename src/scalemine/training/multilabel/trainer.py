@@ -1,0 +1,236 @@
+"""Runs of classifiers: training on labelled tweets, fitting decisions on dev, and scoring.
+
+Shapes: N tweets, C labels.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+
+from scalemine.config import Config
+from scalemine.executor import ShowProgress, StopRequest, StopSignals, num_cores, silent
+from scalemine.models import device_name, find_model, model_fingerprint, precision_name
+from scalemine.store import read_json
+from scalemine.training.family import (
+    Data,
+    chooser,
+    encoder_name,
+    fit_facts,
+    report_epoch,
+    run_label,
+    run_settings,
+)
+from scalemine.training.loop import Fit, Plan, Progress, fit
+from scalemine.training.multilabel.calibration import Calibration
+from scalemine.training.multilabel.classifier import (
+    CONFIG,
+    FORMAT,
+    SCALEMINE,
+    load_classifier,
+    load_tokenizer,
+    write_classifier,
+)
+from scalemine.training.multilabel.data import TAGGER_KEYS, LabelFamily, LabelSets, brief, read_label_data
+from scalemine.training.multilabel.examples import Examples, TokeniserSpec, num_cut
+from scalemine.training.multilabel.losses import LabelCounts, LabelLoss
+from scalemine.training.multilabel.network import ClassifierNetwork, load_network
+from scalemine.training.multilabel.task import ClassifierTask, predict_logits, selection
+from scalemine.training.processes import make_accelerator
+from scalemine.training.splits import Rows, Split
+
+
+class ClassifierFamily(LabelFamily):
+    """Fine-tuned multilabel classifiers; see ``family.Family``."""
+
+    foreign_keys = TAGGER_KEYS
+
+    def read(
+        self, config: Config, *, signals: StopSignals | None = None, show: ShowProgress = silent
+    ) -> Data[Examples]:
+        """Read and tokenise the files."""
+        folder = _encoder_folder(config)
+        load_tokenizer(folder, key="train.encoder")  # said here in one line, rather than by a worker
+        spec = TokeniserSpec(folder, model_fingerprint(folder), config.train.max_length, config.train.normaliser)
+        return read_label_data(config, spec, signals=signals, show=show)
+
+    def settings(self, config: Config) -> dict[str, Any]:
+        """Return the encoder, the loss, and what the labels mean."""
+        name, revision = encoder_name(config)
+        loss = {f"loss.{key}": value for key, value in config.loss.model_dump().items()}
+        return super().settings(config) | loss | {"train.encoder": name, "train.revision": revision}
+
+    def source(self, config: Config) -> str | None:
+        """Return the hash of the encoder."""
+        return model_fingerprint(_encoder_folder(config))
+
+    def trainer(self, config: Config, data: Data[Examples], split: Split, folder: Path) -> ClassifierTrainer:
+        """Return what does one run."""
+        return ClassifierTrainer(config, data, split, folder)
+
+
+def _encoder_folder(config: Config) -> Path:
+    return find_model(*encoder_name(config), key="train.encoder")
+
+
+class ClassifierTrainer:
+    """One run; see ``family.Trainer``."""
+
+    def __init__(self, config: Config, data: Data[Examples], split: Split, folder: Path) -> None:
+        self.config, self.folder = config, folder
+        self.tweets = LabelSets(config, data, split)
+        torch.set_num_threads(config.compute.threads or max(1, num_cores() // config.train.processes))
+        self.accelerator: Accelerator = make_accelerator(config, folder, run_settings(config, ClassifierFamily()))
+        self.tokenizer = load_tokenizer(_encoder_folder(config), key="train.encoder")
+        self.pad_id = int(self.tokenizer.pad_token_id or 0)
+        self.network: ClassifierNetwork | None = None
+        self.calibration = Calibration.identity(len(self.tweets.labels))
+        self.thresholds_C: NDArray[np.float64] | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes."""
+        return bool(self.accelerator.is_main_process)
+
+    @property
+    def sets(self) -> Sequence[str]:
+        """What the model is scored on."""
+        return self.tweets.names
+
+    def rows(self, name: str) -> Rows:
+        """Return the tweets of a set, or those that are trained on."""
+        return self.tweets.rows(name)
+
+    def train(self, signals: StopRequest | None, show: ShowProgress) -> dict[str, Any]:
+        """Train, or take the classifier that was trained before; return what is to be said of it."""
+        if (self.folder / "model" / CONFIG).exists():
+            return self._load()
+        found = self._fit(signals, show)
+        self._calibrate()
+        return fit_facts(self.config, self.tweets.data, self.tweets.split, found, cut=num_cut(self.tweets.data.train))
+
+    def _load(self) -> dict[str, Any]:
+        """Take the weights and thresholds of a classifier that was trained before; its calibration is in them."""
+        classifier = load_classifier(self.folder / "model", device=str(self.accelerator.device))
+        self.network = ClassifierNetwork(classifier.model, None, None, precision=self._precision())
+        self.thresholds_C = np.array([classifier.thresholds[label] for label in self.tweets.labels])
+        facts: dict[str, Any] = read_json(self.folder / "model" / CONFIG)[SCALEMINE]["training"]
+        return facts
+
+    def _precision(self) -> str:
+        return precision_name(self.config.train.precision, device_name(self.config.train.device, key="train.device"))
+
+    def _fit(self, signals: StopRequest | None, show: ShowProgress) -> Fit:
+        config, options, tweets = self.config, self.config.train, self.tweets
+        torch.manual_seed(config.seed)
+        self.network = load_network(
+            _encoder_folder(config), tweets.labels, nesting=tweets.nesting,
+            loss=LabelLoss(config.loss, LabelCounts.of(tweets.targets("train"))), precision=self._precision(),
+            max_length=options.max_length, freeze=options.freeze, lora=options.lora,
+            gradient_checkpointing=options.gradient_checkpointing,
+        )  # fmt: skip
+        task = ClassifierTask(
+            self.network, tweets.data.train, tweets.split.train, self._selection_score, config.loss,
+            epochs=options.epochs, lr=options.lr, head_lr=options.head_lr or options.lr,
+            weight_decay=options.weight_decay, pad_id=self.pad_id,
+        )  # fmt: skip
+        with show(run_label(config, tweets.split), options.epochs * len(tweets.split.train)) as advance:
+            return fit(
+                task, Plan.of(options, config.seed), self.folder, accelerator=self.accelerator, signals=signals,
+                on_step=advance, on_epoch=self._report_epoch,
+            )  # fmt: skip
+
+    def _report_epoch(self, progress: Progress) -> None:
+        if self.is_main:
+            report_epoch(self.config, self.tweets.split, progress, self.config.labels.select.replace("_", " "))
+
+    def _selection_score(self, accelerator: Accelerator) -> float:
+        del accelerator  # all processes see all predictions
+        name = chooser(self.config)
+        return selection(self.config.labels.select)(self.tweets.targets(name), _sigmoid(self._logits(name)))
+
+    def _logits(self, name: str) -> NDArray[np.float32]:
+        assert self.network is not None
+        examples, rows = self.tweets.of(name)
+        return predict_logits(self.network, examples, rows, self.accelerator, self.pad_id).numpy()
+
+    def _calibrate(self) -> None:
+        """Fit probabilities and thresholds on what chose the epoch; the calibration goes into the last layer."""
+        assert self.network is not None
+        logits_NC = self._logits(chooser(self.config))
+        self.calibration = self.tweets.calibrate(logits_NC)
+        whole = self.network.whole(self.calibration.slope_C, self.calibration.offset_C)
+        self.network = ClassifierNetwork(whole, None, None, precision=self._precision())
+        self.network.to(self.accelerator.device)
+        self.thresholds_C = self.tweets.thresholds(self.calibration.apply(logits_NC))
+
+    def evaluate(self) -> dict[str, Any]:
+        """Return the scores on every set, and write the predictions."""
+        assert self.thresholds_C is not None
+        metrics = {}
+        for name in self.sets:
+            scores_NC = _sigmoid(self._logits(name))
+            if self.is_main:
+                self.tweets.write_predictions(name, scores_NC, self.folder / "predictions" / f"{name}.parquet")
+                metrics[name] = self.tweets.score(name, scores_NC, self.thresholds_C)
+        return metrics
+
+    def write_model(self, facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
+        """Write the classifier's folder, unless it is there."""
+        if (self.folder / "model" / CONFIG).exists():
+            return
+        assert self.network is not None
+        assert self.thresholds_C is not None
+        labels, options = self.tweets.labels, self.config.train
+        found = self.calibration
+        info = {
+            "kind": "classifier",
+            "format": FORMAT,
+            "version": importlib.metadata.version("scalemine"),
+            "thresholds": dict(zip(labels, self.thresholds_C.tolist(), strict=True)),
+            "calibration": {
+                label: [slope, offset]
+                for label, slope, offset in zip(labels, found.slope_C.tolist(), found.offset_C.tolist(), strict=True)
+            },
+            "normaliser": options.normaliser,
+            "max_length": options.max_length,
+            "nested": self.config.labels.nested,
+            "languages": self.tweets.languages(),
+            "encoder": Path(encoder_name(self.config)[0]).name,
+            "loss": self.config.loss.name,
+            "training": dict(facts),
+            "metrics": brief(metrics),
+        }
+        ones = np.ones(len(labels))
+        write_classifier(self.network.whole(ones, 0 * ones), self.tokenizer, info, self.folder / "model")
+
+    def describe(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what is to be said of the run beside its scores."""
+        keys = ("epochs", "best_epoch", "chosen_on", "history", "lr_check", "seconds")
+        how = "frozen" if self.config.train.freeze else "adapted" if self.config.train.lora else "fine-tuned"
+        world = self.config.train.processes
+        return {key: facts[key] for key in keys} | {
+            "words": f"{Path(encoder_name(self.config)[0]).name}, {how}",
+            "loss": self.config.loss.name,
+            "labels": list(self.tweets.labels),
+            "global_batch": self.config.train.batch_size,
+            "batch_per_process": -(-self.config.train.batch_size // world),
+            "device": str(self.accelerator.device),
+            "train_cut": facts["cut"],
+        }
+
+    def end(self) -> None:
+        """Wait for the other processes, and end them."""
+        self.accelerator.wait_for_everyone()
+        self.accelerator.end_training()
+
+
+def _sigmoid(logits_NC: NDArray[np.float32]) -> NDArray[np.float32]:
+    return torch.from_numpy(logits_NC).sigmoid().numpy()

@@ -1,0 +1,188 @@
+"""The processes of one run: on this machine, or on a cluster by Ray Train; and how they are stopped."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import InitProcessGroupKwargs
+
+from scalemine.config import Config, InputError, RunError
+from scalemine.executor import Stopped, StopSignals, num_cores, ray_session
+from scalemine.models import device_name, precision_name
+from scalemine.store import Stage, read_json, write_json
+
+# How long processes may take to end by themselves when one of them has failed.
+GRACE_SECONDS = 2.0
+# What passes between the processes of a run and who started them; hidden, as it is no result.
+SPEC, FAILURE, STOPPED, STOP, LOCK = ".spec.json", ".failure.json", ".stopped", ".stop", ".run.lock"
+
+
+def make_accelerator(config: Config, folder: Path, settings: Mapping[str, Any]) -> Accelerator:
+    """Return the processes of a run, as seen from one of them.
+
+    Raises:
+        InputError: The tracker that is configured is not installed.
+        RunError: There are not as many processes as configured.
+    """
+    options = config.train
+    cpu = device_name(options.device, key="train.device") == "cpu"
+    # Only float16 wants its gradients scaled; bfloat16 is the encoder's own affair.
+    scaled = not cpu and precision_name(options.precision, "cuda") == "float16"
+    tracker = None if config.tracking == "none" else config.tracking
+    if tracker and tracker not in {str(one.value) for one in get_available_trackers()}:
+        raise InputError(f"tracking: {tracker} is not installed here; pip install {tracker}, or tracking: none")
+    accelerator = Accelerator(
+        cpu=cpu, mixed_precision="fp16" if scaled else "no", log_with=tracker, project_dir=str(folder),
+        # The others wait while one process fills the cache.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
+    )  # fmt: skip
+    if accelerator.num_processes != options.processes:
+        raise RunError(
+            f"train.processes: {options.processes} wanted, but {accelerator.num_processes} are running; let scalemine "
+            f"train start them itself"
+        )
+    if tracker:
+        accelerator.init_trackers(folder.name, config={key: str(value) for key, value in settings.items()})
+    return accelerator
+
+
+def launch(config: Config, fold: int | None, stage: Stage, signals: StopSignals | None) -> None:
+    """Do one run with several processes; a request to stop is passed on to them once.
+
+    Raises:
+        InputError: A process found the input wrong.
+        RunError: A process failed.
+        Stopped: A signal asked for it; the processes have written a checkpoint.
+    """
+    spec, failure, stopped = (stage.file(name) for name in (SPEC, FAILURE, STOPPED))
+    for left in (failure, stopped, stage.file(STOP)):
+        left.unlink(missing_ok=True)
+    absolute = config.model_copy(update={"workdir": config.workdir.absolute()})
+    write_json(spec, {"config": absolute.model_dump(mode="json"), "fold": fold, "folder": str(stage.folder.absolute())})
+    on_ray = config.compute.executor == "ray"
+    said = _run_by_ray(config, stage, signals) if on_ray else _run_here(config, spec, signals)
+    spec.unlink(missing_ok=True)
+    if stopped.exists():
+        stopped.unlink()
+        raise Stopped
+    if failure.exists():
+        found = read_json(failure)
+        failure.unlink()
+        raise (InputError if found["is_input"] else RunError)(found["message"])
+    if said:
+        raise RunError(f"{stage.folder.name}: {said}")
+
+
+def _run_here(config: Config, spec: Path, signals: StopSignals | None) -> str | None:
+    """Run the processes on this machine; return what is to be said of a failure that left no file."""
+    workers = _start_workers(config, spec)
+    told = False
+    try:
+        while any(worker.poll() is None for worker in workers):
+            if signals is not None and signals.requested and not told:
+                told = True
+                for worker in workers:
+                    worker.terminate()
+            if any(worker.poll() for worker in workers):  # one failed, so the others would wait for it for ever
+                time.sleep(GRACE_SECONDS)
+                break
+            time.sleep(0.1)
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+    codes = [worker.returncode for worker in workers if worker.returncode]
+    return f"a process ended with code {codes[0]}; see what it said above" if codes else None
+
+
+def _start_workers(config: Config, spec: Path) -> list[subprocess.Popen[bytes]]:
+    """Start the processes of a run, each in a session of its own: Ctrl-C reaches them through this process, once."""
+    world = config.train.processes
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(config.compute.threads or max(1, num_cores() // world)),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(world),
+        "LOCAL_WORLD_SIZE": str(world),
+    }
+    command = [sys.executable, "-m", "scalemine.training.worker", str(spec)]
+    return [
+        subprocess.Popen(
+            command, env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)}, start_new_session=True
+        )
+        for rank in range(world)
+    ]
+
+
+def _run_by_ray(config: Config, stage: Stage, signals: StopSignals | None) -> str | None:
+    """Run the processes over the nodes of a Ray cluster, which all see the workdir; as ``_run_here``."""
+    threads = config.compute.threads or 1
+    with ray_session(config.compute, num_cpus=config.train.processes * threads):
+        import ray.train
+        from ray.train.torch import TorchConfig, TorchTrainer
+
+        on_gpu = ray.cluster_resources().get("GPU", 0) > 0 and config.train.device != "cpu"
+        trainer = TorchTrainer(
+            _work_in_ray,
+            train_loop_config={"spec": str(stage.file(SPEC).absolute()), "threads": threads},
+            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=config.train.processes,
+                use_gpu=on_gpu,
+                resources_per_worker={"CPU": threads, **({"GPU": 1} if on_gpu else {})},
+            ),
+            # Its own files are of no use to us: what is resumed is our checkpoint.
+            run_config=ray.train.RunConfig(
+                name=f"{stage.fingerprint}-{os.getpid()}", storage_path=str(stage.file(".ray").absolute())
+            ),
+        )
+        errors: list[BaseException] = []
+
+        def fit() -> None:
+            try:
+                trainer.fit()
+            except Exception as error:  # noqa: BLE001  whatever ended the run is said by the caller
+                errors.append(error)
+
+        thread = threading.Thread(target=fit, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            if signals is not None and signals.requested:
+                stage.file(STOP).touch()
+            thread.join(0.5)
+    stage.file(STOP).unlink(missing_ok=True)
+    return f"Ray Train failed: {str(errors[0]).strip().splitlines()[-1]}" if errors else None
+
+
+def _work_in_ray(given: dict[str, Any]) -> None:
+    """Do one process's part; the environment says which it is."""
+    os.environ["OMP_NUM_THREADS"] = str(given["threads"])
+    from scalemine.training.worker import work
+
+    work(Path(given["spec"]), _StopFile(Path(given["spec"]).with_name(STOP)))
+
+
+class _StopFile:
+    """A request to stop that comes as a file, for processes that no signal reaches."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def requested(self) -> bool:
+        """Whether the file is there."""
+        return self.path.exists()
