@@ -149,7 +149,7 @@ class LabelLoss(nn.Module):
     """
 
     pos_weight_C: Tensor
-    share_C: Tensor
+    rarity_C: Tensor
     bias_C: Tensor
 
     def __init__(self, options: LossOptions, counts: LabelCounts) -> None:
@@ -170,7 +170,7 @@ class LabelLoss(nn.Module):
         pos_weight_C = np.ones_like(odds_C) if options.pos_weight is None else odds_C.clip(max=options.pos_weight)
         for name, values_C in {
             "pos_weight_C": pos_weight_C,
-            "share_C": 1 / positives_C,
+            "rarity_C": 1 / positives_C,
             "bias_C": -options.db_kappa * np.log(odds_C),
         }.items():
             self.register_buffer(name, torch.tensor(values_C, dtype=torch.float32), persistent=False)
@@ -222,7 +222,7 @@ class LabelLoss(nn.Module):
             case "dice":
                 return _dice(z_BC, options)
             case "db":
-                return _db(z_BC, targets_BC == 1, self.share_C, self.bias_C, options)
+                return _db(z_BC, targets_BC == 1, self.rarity_C, self.bias_C, options)
             case "em":
                 return _Losses(-logsigmoid(z_BC), -logsigmoid(-z_BC))
 
@@ -327,7 +327,7 @@ def _dice(z_BC: Tensor, options: LossOptions) -> _Losses:
     return _Losses((1 - q_BC) / (1 + q_BC + smooth), torch.sigmoid(log_q_BC - math.log(smooth)))
 
 
-def _db(z_BC: Tensor, is_positive_BC: Tensor, share_C: Tensor, bias_C: Tensor, options: LossOptions) -> _Losses:
+def _db(z_BC: Tensor, is_positive_BC: Tensor, rarity_C: Tensor, bias_C: Tensor, options: LossOptions) -> _Losses:
     """Return the distribution-balanced loss.
 
     With n_k positives of label k in N rows, r = (1 / n_k) / sum of 1 / n_j over the row's positive labels j, and
@@ -338,15 +338,15 @@ def _db(z_BC: Tensor, is_positive_BC: Tensor, share_C: Tensor, bias_C: Tensor, o
     Args:
         z_BC: Logits.
         is_positive_BC: Which targets are 1.
-        share_C: 1 / n_k.
+        rarity_C: 1 / n_k.
         bias_C: v_k.
         options: The parameters.
 
     Source: Wu et al., ECCV 2020, section 3, and Huang et al., EMNLP 2021, with their code (BalancedLossNLP).
     """
-    sum_B1 = (is_positive_BC * share_C).sum(1, keepdim=True)
+    sum_B1 = (is_positive_BC * rarity_C).sum(1, keepdim=True)
     has_positive_B1 = is_positive_BC.any(1, keepdim=True)
-    ratio_BC = share_C / torch.where(has_positive_B1, sum_B1, 1)
+    ratio_BC = rarity_C / torch.where(has_positive_B1, sum_B1, 1)
     rise_BC = torch.where(has_positive_B1, torch.sigmoid(options.db_beta * (ratio_BC - options.db_mu)), 1)
     weight_BC = rise_BC + options.db_alpha
     z_BC = z_BC + bias_C
