@@ -393,6 +393,19 @@ class LossConfig(Section):
         return self
 
 
+class BaselineConfig(Section):
+    """Classical models on frozen embeddings, one per label; each reads what concerns it."""
+
+    trees: int = Field(500, ge=1, description="of the random forest")
+    min_split: int = Field(10, ge=2, description="rows that a node needs to be split: forest, bagging, decision tree")
+    min_leaf: int = Field(5, ge=1, description="rows that a leaf keeps: forest, bagging, decision tree")
+    max_depth: int | None = Field(None, ge=1, description="of these trees; None: as deep as they get")
+    bags: int = Field(10, ge=1, description="trees that are bagged; each sees every dimension")
+    iterations: int = Field(100, ge=1, description="trees that are boosted")
+    kernel: Literal["linear", "rbf"] = Field("linear", description="of the support vector machine")
+    C: float = Field(0.003, gt=0, description="inverse strength of the penalty: svm, logistic_regression")
+
+
 TAGGERS = ("lstm_crf", "cnn_crf", "lstm_cnn_crf", "linear")
 BASELINES = ("random_forest", "svm", "bagging", "boosting", "decision_tree", "logistic_regression")
 
@@ -547,6 +560,7 @@ class Config(Section):
     sets: SetsConfig = SetsConfig()
     labels: LabelsConfig = LabelsConfig()
     loss: LossConfig = LossConfig()
+    baseline: BaselineConfig = BaselineConfig()
     train: TrainConfig = TrainConfig()
     tracking: Literal["none", "tensorboard", "wandb", "mlflow"] = Field("none", description="where training is logged")
     compute: ComputeConfig = ComputeConfig()

@@ -218,6 +218,24 @@ def precision_name(wanted: str, device: str) -> str:
     return "bfloat16" if has_bfloat16 else "float32"
 
 
+def load_tokenizer(folder: Path, *, key: str) -> Any:  # noqa: ANN401  of transformers
+    """Return the tokeniser of a model's folder; no code that comes with it is run.
+
+    Raises:
+        InputError: There is none; the message begins with ``key``.
+    """
+    quieten_libraries()
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # the tokenisers' library raises no other class
+        raise InputError(f"{key}: the tokeniser of {folder} cannot be loaded: {first_line(error)}") from error
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):  # without its files one is made up, and nothing is said
+        raise InputError(f"{key}: {folder} holds no tokeniser; copy the whole folder")
+    return tokenizer
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of what an error says, or its name."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -5,7 +5,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scalemine.training.batches import prediction_batches, to_device, training_batches
+from scalemine.training import batches as module
+from scalemine.training.batches import prediction_batches, to_device
+
+
+def training_batches(*args, **how):
+    return [batch.tolist() for batch in module.training_batches(*args, **how)]
+
 
 costs_of_rows = st.lists(st.integers(1, 40), max_size=70)
 sizes = st.integers(1, 9)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 Batch = dict[str, Tensor]
@@ -21,8 +22,8 @@ def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
 
 
 def training_batches(
-    costs: Sequence[int], batch_size: int, bucket_batches: int, *, seed: int, epoch: int
-) -> list[list[int]]:
+    costs: Sequence[int] | NDArray[np.int32], batch_size: int, bucket_batches: int, *, seed: int, epoch: int
+) -> list[NDArray[np.int64]]:
     """Return the batches of one epoch: every row once, in an order that depends on the seed and the epoch alone.
 
     Rows are shuffled, then sorted by length among ``bucket_batches`` batches at a time, so that little is filled up;
@@ -36,7 +37,7 @@ def training_batches(
         lengths = np.asarray(costs)
         pools = [pool[np.argsort(lengths[pool], kind="stable")] for pool in pools]
     batches = [pool[start : start + batch_size] for pool in pools for start in range(0, len(pool), batch_size)]
-    return [batches[index].tolist() for index in random.permutation(len(batches))]
+    return [batches[index] for index in random.permutation(len(batches))]
 
 
 def prediction_batches(costs: Sequence[int], budget: int) -> list[list[int]]:

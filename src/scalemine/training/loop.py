@@ -23,6 +23,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -51,7 +52,7 @@ class Task(Protocol):
         """Return groups of parameters, each with ``params``, ``lr`` and ``weight_decay``."""
         ...
 
-    def costs(self) -> Sequence[int]:
+    def costs(self) -> Sequence[int] | NDArray[np.int32]:
         """Return the length of each training row, to put rows of like length together."""
         ...
 
@@ -204,7 +205,7 @@ def fit(
         task.begin_epoch(progress.epoch, folder, accelerator)
         batches = training_batches(costs, plan.batch_size, plan.bucket_batches, seed=plan.seed, epoch=progress.epoch)
         for rows in batches[progress.epoch_step :]:
-            loop.step(rows)
+            loop.step(rows.tolist())
             progress.seconds = time.monotonic() - started
             on_step(len(rows))
             stop = _any_process(accelerator, signals is not None and signals.requested)

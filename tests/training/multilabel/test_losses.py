@@ -12,30 +12,33 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from scalemine.training.multilabel.losses import LabelCounts, LabelLoss, LossOptions, pseudo_labels
+from scalemine.config import LossConfig
+from scalemine.training.multilabel.losses import LabelCounts, LabelLoss, pseudo_labels
 
 COUNTS = LabelCounts(1000, np.array([5, 100, 500, 950]), np.array([895, 800, 300, 20]))
 # The last label has neither a positive nor a known negative.
 BARE_COUNTS = LabelCounts(1000, np.array([1, 100, 1000, 0]), np.array([999, 800, 0, 0]))
 OPTIONS = [
-    LossOptions("bce"),
-    LossOptions("bce", unknown="ignore"),
-    LossOptions("bce", pos_weight=20),
-    LossOptions("bce", pos_weight=1000, unknown="ignore"),
-    LossOptions("focal"),
-    LossOptions("focal", unknown="ignore", focal_alpha=None, focal_gamma=0.5),
-    LossOptions("asl"),
-    LossOptions("asl", unknown="ignore", asl_detach=False),
-    LossOptions("asl", asl_gamma_positive=0.5, asl_gamma_negative=0.5, asl_margin=0.2, asl_detach=False),
-    LossOptions("asl", asl_gamma_positive=0, asl_gamma_negative=0.5, asl_margin=0, asl_detach=False),
-    LossOptions("asl", asl_margin=1e-10, asl_detach=False),
-    LossOptions("dice"),
-    LossOptions("dice", unknown="ignore", dice_alpha=1, dice_smooth=1e-4),
-    LossOptions("dice", dice_alpha=0.5, dice_smooth=1e-45),
-    LossOptions("db"),
-    LossOptions("db", unknown="ignore", db_focal_alpha=None, db_focal_gamma=0, db_kappa=0.3, db_lambda=3, db_mu=0.05),
-    LossOptions("em"),
-    LossOptions("em", em_alpha=1, em_beta=0.9),
+    LossConfig(name="bce"),
+    LossConfig(name="bce", unknown="ignore"),
+    LossConfig(name="bce", pos_weight=20),
+    LossConfig(name="bce", pos_weight=1000, unknown="ignore"),
+    LossConfig(name="focal"),
+    LossConfig(name="focal", unknown="ignore", focal_alpha=None, focal_gamma=0.5),
+    LossConfig(name="asl"),
+    LossConfig(name="asl", unknown="ignore", asl_detach=False),
+    LossConfig(name="asl", asl_gamma_positive=0.5, asl_gamma_negative=0.5, asl_margin=0.2, asl_detach=False),
+    LossConfig(name="asl", asl_gamma_positive=0, asl_gamma_negative=0.5, asl_margin=0, asl_detach=False),
+    LossConfig(name="asl", asl_margin=1e-10, asl_detach=False),
+    LossConfig(name="dice"),
+    LossConfig(name="dice", unknown="ignore", dice_alpha=1, dice_smooth=1e-4),
+    LossConfig(name="dice", dice_alpha=0.5, dice_smooth=1e-45),
+    LossConfig(name="db"),
+    LossConfig(
+        name="db", unknown="ignore", db_focal_alpha=None, db_focal_gamma=0, db_kappa=0.3, db_lambda=3, db_mu=0.05
+    ),
+    LossConfig(name="em"),
+    LossConfig(name="em", em_alpha=1, em_beta=0.9),
 ]
 each_loss = pytest.mark.parametrize("options", OPTIONS, ids=lambda options: options.name)
 SEVERAL = settings(max_examples=25, deadline=None)
@@ -47,7 +50,7 @@ class Batch(NamedTuple):
     weight_B: torch.Tensor
     pseudo_BC: torch.Tensor
 
-    def loss(self, options: LossOptions, counts: LabelCounts = COUNTS, rows: slice = slice(None)) -> torch.Tensor:
+    def loss(self, options: LossConfig, counts: LabelCounts = COUNTS, rows: slice = slice(None)) -> torch.Tensor:
         pseudo_BC = self.pseudo_BC[rows] if options.name == "em" else None
         loss = LabelLoss(options, counts)
         return loss(self.logits_BC[rows], self.targets_BC[rows], self.weight_B[rows], pseudo_BC)
@@ -74,7 +77,7 @@ batches = st.builds(random_batch, st.integers(0, 2**32), st.integers(1, 6), st.s
 class Oracle:
     """The losses as the papers write them, entry by entry in plain floats."""
 
-    def __init__(self, options: LossOptions, counts: LabelCounts) -> None:
+    def __init__(self, options: LossConfig, counts: LabelCounts) -> None:
         self.options = options
         self.positives = [int(count) for count in counts.positives_C]
         self.negatives = [int(count) for count in counts.negatives_C]
@@ -237,7 +240,7 @@ def test_gradient(options):
 def test_gradient_of_detached_asl_takes_the_focus_for_a_constant():
     batch = random_batch(1, 6, 5.0, (0, 1))
     batch.logits_BC.requires_grad_()
-    batch.loss(LossOptions("asl")).backward()
+    batch.loss(LossConfig(name="asl")).backward()
     p_BC, y_BC = torch.sigmoid(batch.logits_BC.detach()), batch.targets_BC
     q_BC = (p_BC - 0.05).clamp(min=0)
     negative_BC = q_BC**4 * (q_BC > 0) * p_BC * (1 - p_BC) / (1 - q_BC)
@@ -249,8 +252,8 @@ def test_gradient_of_detached_asl_takes_the_focus_for_a_constant():
 @SEVERAL
 def test_bce_is_torchs(batch):
     for targets_BC, options in [
-        (batch.targets_BC.clamp(min=0), LossOptions("bce")),
-        (batch.targets_BC.clamp(min=0), LossOptions("bce", pos_weight=50)),
+        (batch.targets_BC.clamp(min=0), LossConfig(name="bce")),
+        (batch.targets_BC.clamp(min=0), LossConfig(name="bce", pos_weight=50)),
     ]:
         loss = LabelLoss(options, COUNTS)
         weight_BC = batch.weight_B[:, None].expand_as(targets_BC)
@@ -268,12 +271,12 @@ PLAIN_DB = {"db_kappa": 0, "db_lambda": 1, "db_focal_alpha": None, "db_focal_gam
 @pytest.mark.parametrize(
     ("options", "factor"),
     [
-        (LossOptions("focal", focal_alpha=None, focal_gamma=0), 1),
-        (LossOptions("focal", focal_alpha=0.5, focal_gamma=0), 0.5),
-        (LossOptions("asl", asl_gamma_positive=0, asl_gamma_negative=0, asl_margin=0), 1),
-        (LossOptions("em"), 1),
+        (LossConfig(name="focal", focal_alpha=None, focal_gamma=0), 1),
+        (LossConfig(name="focal", focal_alpha=0.5, focal_gamma=0), 0.5),
+        (LossConfig(name="asl", asl_gamma_positive=0, asl_gamma_negative=0, asl_margin=0), 1),
+        (LossConfig(name="em"), 1),
         # The weight of every entry is sigmoid(0) + alpha.
-        (LossOptions("db", db_beta=0, db_alpha=0.25, **PLAIN_DB), 0.75),
+        (LossConfig(name="db", db_beta=0, db_alpha=0.25, **PLAIN_DB), 0.75),
     ],
 )
 @given(batch=st.builds(random_batch, st.integers(0, 2**32), st.just(4), st.just(9.0), st.just((0, 1))))
@@ -281,13 +284,13 @@ PLAIN_DB = {"db_kappa": 0, "db_lambda": 1, "db_focal_alpha": None, "db_focal_gam
 def test_limits_are_bce(options, factor, batch):
     # Each row has a positive: one without weighs 1 + alpha in db.
     batch.targets_BC[:, 0] = 1
-    assert batch.loss(options).item() == pytest.approx(factor * batch.loss(LossOptions("bce")).item())
+    assert batch.loss(options).item() == pytest.approx(factor * batch.loss(LossConfig(name="bce")).item())
 
 
 def test_focal_of_equal_gammas_is_asl():
     batch = random_batch(6, 20, 6.0)
-    focal = LossOptions("focal", focal_alpha=None, focal_gamma=2)
-    asl = LossOptions("asl", asl_gamma_positive=2, asl_gamma_negative=2, asl_margin=0)
+    focal = LossConfig(name="focal", focal_alpha=None, focal_gamma=2)
+    asl = LossConfig(name="asl", asl_gamma_positive=2, asl_gamma_negative=2, asl_margin=0)
     assert batch.loss(focal).item() == pytest.approx(batch.loss(asl).item())
 
 
@@ -295,7 +298,7 @@ def test_focal_of_equal_gammas_is_asl():
 def test_ignored_unknowns_have_no_gradient(name):
     batch = random_batch(7, 30, 3.0)
     batch.logits_BC.requires_grad_()
-    batch.loss(LossOptions(name, unknown="ignore", asl_margin=0)).backward()
+    batch.loss(LossConfig(name=name, unknown="ignore", asl_margin=0)).backward()
     known_BC = batch.targets_BC != -1
     assert (batch.logits_BC.grad[~known_BC] == 0).all()
     assert (batch.logits_BC.grad[known_BC] != 0).all()
@@ -304,7 +307,7 @@ def test_ignored_unknowns_have_no_gradient(name):
 def test_em_draws_unknowns_to_one_half_or_to_their_pseudo_labels():
     logits_BC = torch.tensor([[-1.0, 0.0, 1.0, 3.0]], requires_grad=True)
     targets_BC = torch.full((1, 4), -1)
-    loss = LabelLoss(LossOptions("em", em_alpha=0.5, em_beta=0.3), COUNTS)
+    loss = LabelLoss(LossConfig(name="em", em_alpha=0.5, em_beta=0.3), COUNTS)
     p_BC = torch.sigmoid(logits_BC.detach())
     # The entropy's derivative is -z p (1 - p): Zhou et al., section 3.2.
     expected_BC = 0.5 * logits_BC.detach() * p_BC * (1 - p_BC)
@@ -320,7 +323,7 @@ def test_em_draws_unknowns_to_one_half_or_to_their_pseudo_labels():
 def test_pseudo_labels_of_known_entries_are_not_read():
     batch = random_batch(8, 10, 3.0, (0, 1))
     rubbish = batch._replace(pseudo_BC=torch.full((10, 4), 7.0))
-    assert rubbish.loss(LossOptions("em")) == batch.loss(LossOptions("bce"))
+    assert rubbish.loss(LossConfig(name="em")) == batch.loss(LossConfig(name="bce"))
 
 
 @pytest.mark.parametrize(("unknown", "weights"), [("negative", [20, 9, 1]), ("ignore", [20, 3, 1])])
@@ -330,7 +333,7 @@ def test_true_probability_with_pos_weight(unknown, weights):
     targets_NC = torch.zeros(1000, 3, dtype=torch.int8)
     targets_NC[:10, 0] = targets_NC[:100, 1] = targets_NC[:500, 2] = 1
     targets_NC[-600:, 1] = -1
-    loss = LabelLoss(LossOptions("bce", pos_weight=20, unknown=unknown), LabelCounts.of(targets_NC.numpy()))
+    loss = LabelLoss(LossConfig(name="bce", pos_weight=20, unknown=unknown), LabelCounts.of(targets_NC.numpy()))
     assert loss.pos_weight_C.tolist() == weights
     logits_C = torch.zeros(3, dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([logits_C], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-14)
@@ -349,13 +352,13 @@ def test_true_probability_with_pos_weight(unknown, weights):
 def test_labels_without_a_positive_or_a_negative_count_as_having_one():
     bare = LabelCounts(100, np.array([0, 100, 100]), np.array([100, 0, 0]))
     one = LabelCounts(101, np.array([1, 100, 100]), np.array([100, 1, 1]))
-    for options in (LossOptions("bce", pos_weight=1e6, unknown="ignore"), LossOptions("db", unknown="ignore")):
+    for options in (LossConfig(name="bce", pos_weight=1e6, unknown="ignore"), LossConfig(name="db", unknown="ignore")):
         for name, values_C in LabelLoss(options, bare).named_buffers():
             assert torch.equal(values_C, getattr(LabelLoss(options, one), name))
 
 
 def test_nothing_of_the_loss_is_saved():
-    assert LabelLoss(LossOptions("db"), COUNTS).state_dict() == {}
+    assert LabelLoss(LossConfig(name="db"), COUNTS).state_dict() == {}
 
 
 def test_counts():
@@ -382,7 +385,7 @@ def test_counts():
 )
 def test_wrong_options(values, message):
     with pytest.raises(ValueError, match=message):
-        LossOptions(**values)
+        LossConfig(**values)
 
 
 @pytest.mark.parametrize(
@@ -396,7 +399,7 @@ def test_wrong_options(values, message):
 )
 def test_wrong_counts(counts, message):
     with pytest.raises(ValueError, match=message):
-        LabelLoss(LossOptions(), counts)
+        LabelLoss(LossConfig(), counts)
 
 
 @pytest.mark.parametrize(
@@ -412,7 +415,7 @@ def test_wrong_counts(counts, message):
 )
 def test_wrong_shapes(arguments, message):
     with pytest.raises(ValueError, match=message):
-        LabelLoss(LossOptions(), COUNTS)(*arguments)
+        LabelLoss(LossConfig(), COUNTS)(*arguments)
 
 
 def slow_pseudo_labels(scores_NC, targets_NC, share, earlier_NC=None):

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, NamedTuple, Self, get_args
+from typing import Any, Final, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -27,84 +27,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid
 
-LossName = Literal["bce", "focal", "asl", "dice", "db", "em"]
+from scalemine.config import LossConfig
+
 UNKNOWN: Final = -1
 
 # Excesses over asl's margin below this count as this, so that their logarithms are finite.
 _LEAST_EXCESS: Final = 1e-30
-
-
-@dataclass(frozen=True)
-class LossOptions:
-    """Which loss, and its parameters; those of other losses are not used.
-
-    Attributes:
-        name: The loss.
-        unknown: What all but em make of an unknown target: "negative" takes it for 0, "ignore" leaves it out.
-        pos_weight: Of bce: positives count negatives / positives of their label times, at most so often; None for
-            once. Probabilities are too high then: the true one is sigmoid(z - log w), w from
-            ``LabelLoss.pos_weight_C``.
-        focal_alpha: Weight of positives in [0, 1], negatives have the rest; None for 1 and 1.
-        focal_gamma: How much less well classified entries count, from 0.
-        asl_gamma_positive: The same of positives.
-        asl_gamma_negative: The same of negatives.
-        asl_margin: Negatives of a probability up to this cost nothing; from 0 to below 1.
-        asl_detach: Whether the factors with a gamma are taken for constants in the gradient, as the authors train.
-        dice_alpha: How much less certain entries count, from 0; positives cost least at p = 1 / (1 + alpha).
-        dice_smooth: The s of the formula, above 0: small ones let negatives of any probability cost about 1.
-        db_alpha: Least weight of an entry.
-        db_beta: Slope of the weight over the rebalancing ratio.
-        db_mu: Ratio, in (0, 1] where the label is positive, whose weight is halfway up.
-        db_kappa: How far logits are lowered, and raised, for rare, and frequent, labels.
-        db_lambda: Scale of the logits of negatives, above 0; their loss is divided by it.
-        db_focal_alpha: As ``focal_alpha``.
-        db_focal_gamma: As ``focal_gamma``.
-        em_alpha: Weight of the entropy where the target is unknown.
-        em_beta: Weight of the cross-entropy with a pseudo label, where there is one.
-
-    Raises:
-        ValueError: A name is unknown or a number out of range.
-    """
-
-    name: LossName = "bce"
-    unknown: Literal["negative", "ignore"] = "negative"
-    pos_weight: float | None = None
-    focal_alpha: float | None = 0.25
-    focal_gamma: float = 2.0
-    asl_gamma_positive: float = 1.0
-    asl_gamma_negative: float = 4.0
-    asl_margin: float = 0.05
-    asl_detach: bool = True
-    dice_alpha: float = 0.01
-    dice_smooth: float = 1.0
-    db_alpha: float = 0.1
-    db_beta: float = 10.0
-    db_mu: float = 0.9
-    db_kappa: float = 0.05
-    db_lambda: float = 2.0
-    db_focal_alpha: float | None = 0.5
-    db_focal_gamma: float = 2.0
-    em_alpha: float = 0.1
-    em_beta: float = 0.2
-
-    def __post_init__(self) -> None:
-        if self.name not in get_args(LossName):
-            raise ValueError(f'the loss is one of {", ".join(get_args(LossName))}, got "{self.name}"')
-        if self.unknown not in ("negative", "ignore"):
-            raise ValueError(f'unknown targets are "negative" or "ignore", got "{self.unknown}"')
-        if self.pos_weight is not None and self.name != "bce":
-            raise ValueError(f'pos_weight is of the loss "bce" and does nothing for "{self.name}"')
-        for name, value in vars(self).items():
-            if isinstance(value, (float, int)) and not (math.isfinite(value) and value >= 0):
-                raise ValueError(f"{name} must be finite and 0 or more, got {value}")
-        for name in ("pos_weight", "dice_smooth", "db_lambda"):
-            if getattr(self, name) == 0:
-                raise ValueError(f"{name} must be above 0, got 0")
-        for name in ("focal_alpha", "db_focal_alpha"):
-            if (getattr(self, name) or 0) > 1:
-                raise ValueError(f"{name} must be at most 1, got {getattr(self, name)}")
-        if self.asl_margin >= 1:
-            raise ValueError(f"asl_margin must be below 1, got {self.asl_margin}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +80,7 @@ class LabelLoss(nn.Module):
     rarity_C: Tensor
     bias_C: Tensor
 
-    def __init__(self, options: LossOptions, counts: LabelCounts) -> None:
+    def __init__(self, options: LossConfig, counts: LabelCounts) -> None:
         super().__init__()
         self.options = options
         positives_C, negatives_C = np.asarray(counts.positives_C), np.asarray(counts.negatives_C)
@@ -296,7 +224,7 @@ def _focal(positive_z_BC: Tensor, negative_z_BC: Tensor, alpha: float | None, ga
     )
 
 
-def _asl(z_BC: Tensor, options: LossOptions) -> _Losses:
+def _asl(z_BC: Tensor, options: LossConfig) -> _Losses:
     """Return the asymmetric loss.
 
     Source: Ridnik et al., ICCV 2021, section 2. Their script trains with the focus detached
@@ -315,7 +243,7 @@ def _asl(z_BC: Tensor, options: LossOptions) -> _Losses:
     return _Losses(-positive_focus_BC * logsigmoid(z_BC), -negative_focus_BC * log_rest_BC)
 
 
-def _dice(z_BC: Tensor, options: LossOptions) -> _Losses:
+def _dice(z_BC: Tensor, options: LossConfig) -> _Losses:
     """Return the self-adjusting Dice loss of single entries, which does not depend on the rest of a batch.
 
     Source: Li et al., ACL 2020, section 3.3; smoothing and alpha as in their scripts.
@@ -327,7 +255,7 @@ def _dice(z_BC: Tensor, options: LossOptions) -> _Losses:
     return _Losses((1 - q_BC) / (1 + q_BC + smooth), torch.sigmoid(log_q_BC - math.log(smooth)))
 
 
-def _db(z_BC: Tensor, is_positive_BC: Tensor, rarity_C: Tensor, bias_C: Tensor, options: LossOptions) -> _Losses:
+def _db(z_BC: Tensor, is_positive_BC: Tensor, rarity_C: Tensor, bias_C: Tensor, options: LossConfig) -> _Losses:
     """Return the distribution-balanced loss.
 
     With n_k positives of label k in N rows, r = (1 / n_k) / sum of 1 / n_j over the row's positive labels j, and
@@ -354,7 +282,7 @@ def _db(z_BC: Tensor, is_positive_BC: Tensor, rarity_C: Tensor, bias_C: Tensor, 
     return _Losses(weight_BC * losses.if_positive_BC, weight_BC / options.db_lambda * losses.if_negative_BC)
 
 
-def _em(z_BC: Tensor, pseudo_BC: Tensor | None, known: _Losses, options: LossOptions) -> Tensor:
+def _em(z_BC: Tensor, pseudo_BC: Tensor | None, known: _Losses, options: LossConfig) -> Tensor:
     """Return the loss of unknown entries: -alpha times the entropy of p, or the cross-entropy with a pseudo label.
 
     Source: Zhou et al., ECCV 2022, sections 3.2 and 3.3.

@@ -138,12 +138,7 @@ def load_network(
             f"{folder} is of the kind {kind}"
         )
     width = getattr(*final_linear(model)).in_features
-    head: nn.Module = nn.Linear(width, len(labels))
-    if nesting is not None:
-        head = NestedLinear(width, nesting)
-    else:
-        nn.init.normal_(head.weight, std=0.02)
-        nn.init.zeros_(head.bias)
+    head = None if nesting is None else NestedLinear(width, nesting)  # None: transformers' own, drawn anew
     network = ClassifierNetwork(model, head, loss, precision=precision)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from scalemine.config import Config
 from scalemine.executor import ShowProgress, StopRequest, StopSignals, num_cores, silent
-from scalemine.models import device_name, find_model, model_fingerprint, precision_name
+from scalemine.models import device_name, find_model, load_tokenizer, model_fingerprint, precision_name
 from scalemine.store import read_json
 from scalemine.training.family import (
     Data,
@@ -33,9 +33,7 @@ from scalemine.training.multilabel.calibration import Calibration
 from scalemine.training.multilabel.classifier import (
     CONFIG,
     FORMAT,
-    SCALEMINE,
     load_classifier,
-    load_tokenizer,
     write_classifier,
 )
 from scalemine.training.multilabel.data import TAGGER_KEYS, LabelFamily, LabelSets, brief, read_label_data
@@ -121,7 +119,7 @@ class ClassifierTrainer:
         classifier = load_classifier(self.folder / "model", device=str(self.accelerator.device))
         self.network = ClassifierNetwork(classifier.model, None, None, precision=self._precision())
         self.thresholds_C = np.array([classifier.thresholds[label] for label in self.tweets.labels])
-        facts: dict[str, Any] = read_json(self.folder / "model" / CONFIG)[SCALEMINE]["training"]
+        facts: dict[str, Any] = read_json(self.folder / "model" / CONFIG)["scalemine"]["training"]
         return facts
 
     def _precision(self) -> str:
