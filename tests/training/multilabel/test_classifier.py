@@ -597,9 +597,15 @@ def test_the_card_warns_of_a_normaliser():
     assert "**Each text must first go through scalemine's normaliser `bertweet`" in text
 
 
+def test_the_card_says_whether_scores_are_calibrated():
+    assert "probabilities, already calibrated;" in card(make_info(), LABELS)
+    for calibration in ({}, {label: [1.0, 0.0] for label in LABELS}):
+        assert "probabilities, not calibrated;" in card(make_info(calibration=calibration), LABELS)
+
+
 def test_a_card_of_little_knowledge():
     info = make_info(metrics={}, training={}, languages={}, nested=[])
-    text = card({key: info[key] for key in ("thresholds", "normaliser", "max_length")}, ["a|b", "c"][:0])
+    text = card({key: info[key] for key in ("thresholds", "normaliser", "max_length")}, LABELS)
     assert "## Metrics" not in text
     assert "languages" not in text
     label = {"thresholds": {"a|b": 0.5}, "normaliser": "none", "max_length": 8}

@@ -371,9 +371,11 @@ def _use_section(info: Mapping[str, Any]) -> Iterator[str]:
     if not plain:
         yield f'texts = [normaliser("{name}")(text) for text in texts]'
     yield from ("scores = classify(texts, truncation=True)", "```", "")
+    changed = any(list(one) != [1, 0] for one in info.get("calibration", {}).values())
     yield (
         f"`truncation=True` is needed: the model reads {info['max_length']} tokens, and a pipeline does not cut longer "
-        f"texts by itself. The scores are probabilities, already calibrated; no threshold is applied."
+        f"texts by itself. The scores are probabilities, {'already calibrated' if changed else 'not calibrated'}; no "
+        f"threshold is applied."
     )
     yield from (
         "",
