@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import itertools
+from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -92,20 +93,23 @@ def assert_order_holds(layer: NestedLinear) -> None:
     st.sampled_from(NESTINGS),
     st.sampled_from([1, 2, 17, 768]),
     st.sampled_from([0.0, 1e-3, 0.05, 1.0, 30.0]),
+    st.booleans(),
     st.integers(0, 2**32),
 )
 @SEVERAL
-def test_order_holds(nesting, num_features, scale, seed):
-    assert_order_holds(random_layer(nesting, num_features, scale, seed))
+@example(NESTINGS[-1], 768, 30.0, True, 1)
+def test_order_holds(nesting, num_features, scale, least_steps, seed):
+    layer = random_layer(nesting, num_features, scale, seed)
+    if least_steps:
+        nn.init.constant_(layer.bias, -100)
+    assert_order_holds(layer)
 
 
 def test_room_for_rounding_is_needed(monkeypatch):
-    """With neither margin nor room for rounding, the order of large logits breaks, so the tests above can fail."""
-    monkeypatch.setattr("scalemine.training.multilabel.head.MARGIN", 0.0)
-    monkeypatch.setattr(torch, "finfo", lambda _: type("", (), {"eps": 0.0}))
+    """With the margin alone the order of large logits breaks, so the tests above can fail."""
+    monkeypatch.setattr(torch, "finfo", lambda _: SimpleNamespace(eps=0.0))
     layer = random_layer(NESTINGS[-1], 768, 30.0, 1)
-    with torch.no_grad():
-        layer.bias.fill_(-100.0)
+    nn.init.constant_(layer.bias, -100)
     with pytest.raises(AssertionError):
         assert_order_holds(layer)
 

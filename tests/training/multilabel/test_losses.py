@@ -29,11 +29,13 @@ OPTIONS = [
     LossConfig(name="asl", unknown="ignore", asl_detach=False),
     LossConfig(name="asl", asl_gamma_positive=0.5, asl_gamma_negative=0.5, asl_margin=0.2, asl_detach=False),
     LossConfig(name="asl", asl_gamma_positive=0, asl_gamma_negative=0.5, asl_margin=0, asl_detach=False),
+    LossConfig(name="asl", asl_gamma_negative=0, asl_margin=0.3, asl_detach=False),
     LossConfig(name="asl", asl_margin=1e-10, asl_detach=False),
     LossConfig(name="dice"),
     LossConfig(name="dice", unknown="ignore", dice_alpha=1, dice_smooth=1e-4),
     LossConfig(name="dice", dice_alpha=0.5, dice_smooth=1e-45),
     LossConfig(name="db"),
+    LossConfig(name="db", db_beta=0),
     LossConfig(
         name="db", unknown="ignore", db_focal_alpha=None, db_focal_gamma=0, db_kappa=0.3, db_lambda=3, db_mu=0.05
     ),
@@ -200,7 +202,9 @@ def test_finite_to_the_ends(options, counts, dtype):
     steps = [0.0, 1e-7, 1e-3, 1.0, 5.0, 10.0, 15.0, 16.0, 17.0, 30.0, 69.0, 80.0, 87.0, 88.0, 89.0, 100.0, 104.0, 1e3]
     z_R = torch.tensor([sign * step for step in [*steps, largest] for sign in (1, -1)])
     # Where p is asl's margin, or next to it.
-    z_R = torch.cat([z_R, torch.logit(torch.tensor([0.05, 0.2])).repeat_interleave(9) + torch.arange(18) % 9 * 1e-8])
+    z_R = torch.cat(
+        [z_R, torch.logit(torch.tensor([0.05, 0.2, 0.3])).repeat_interleave(9) + torch.arange(27) % 9 * 1e-8]
+    )
     for soft in (math.nan, 0.0, 1.0, 0.3):
         for targets in ([-1] * 4, [0] * 4, [1] * 4, [1, 0, -1, 0], [0, 1, 0, -1], [0, 0, 1, 0], [-1, 0, 0, 1]):
             logits_BC = z_R[:, None].repeat(1, 4).to(dtype).requires_grad_()

@@ -274,7 +274,7 @@ def _db(z_BC: Tensor, is_positive_BC: Tensor, rarity_C: Tensor, bias_C: Tensor, 
     """
     sum_B1 = (is_positive_BC * rarity_C).sum(1, keepdim=True)
     has_positive_B1 = is_positive_BC.any(1, keepdim=True)
-    ratio_BC = rarity_C / torch.where(has_positive_B1, sum_B1, 1)
+    ratio_BC = rarity_C / sum_B1
     rise_BC = torch.where(has_positive_B1, torch.sigmoid(options.db_beta * (ratio_BC - options.db_mu)), 1)
     weight_BC = rise_BC + options.db_alpha
     z_BC = z_BC + bias_C
