@@ -1,0 +1,1 @@
+"""Multilabel classifiers: several labels, one or none per tweet."""
