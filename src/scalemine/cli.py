@@ -326,12 +326,11 @@ def train(
     dry_run: DryRun = False,
     redo: Redo = False,
 ) -> None:
-    """Train and test a tagger: once, or once per fold; goes on from the last checkpoint."""
+    """Train and test a tagger or a classifier: once, or once per fold; goes on from the last checkpoint."""
     from rich.console import Console
 
     from scalemine.config import load_config
     from scalemine.executor import StopSignals
-    from scalemine.report.scores import print_runs
     from scalemine.store import Workdir
     from scalemine.training.runs import describe_plan, run_training
 
@@ -342,9 +341,73 @@ def train(
         return
     workdir = Workdir(loaded.workdir)
     with workdir.lock(), StopSignals() as signals:
+        if loaded.train.is_baseline:
+            from scalemine.frozen import embed_examples
+
+            embed_examples(loaded, signals=signals, show=_show)
         results = run_training(loaded, signals=signals, show=_show, redo=redo)
-    print_runs(Console(), results)
+    if loaded.train.is_tagger:
+        from scalemine.report.scores import print_runs
+
+        print_runs(Console(), results)
+    else:
+        from scalemine.report.labels import print_label_runs, write_roc_figures
+
+        print_label_runs(Console(), results)
+        for result in results:
+            write_roc_figures(workdir.runs / result["name"])
     print(f"models and results: {workdir.runs}; all scores: {workdir.results}")
+
+
+@app.command("map")
+def map_command(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    max_tweets: Annotated[int, typer.Option("--max", min=4, help="tweets on the map; more are sampled")] = 20_000,
+) -> None:
+    """Draw labelled tweets on a plane, coloured by label: embeddings by PCA, then UMAP; map.html and map.png."""
+    import numpy as np
+
+    from scalemine.config import load_config
+    from scalemine.executor import StopSignals
+    from scalemine.frozen import embed_examples
+    from scalemine.report.labels import projection_page
+    from scalemine.store import Workdir
+    from scalemine.training.multilabel.baseline_trainer import vectors_of
+    from scalemine.training.multilabel.projection import project
+
+    loaded = load_config(config, overrides, needs=())
+    workdir = Workdir(loaded.workdir)
+    with workdir.lock(), StopSignals() as signals:
+        tweets = embed_examples(loaded, signals=signals, show=_show).train
+        found = project(vectors_of(loaded, tweets), seed=loaded.seed, max_rows=max_tweets)
+        rows = np.asarray(found.rows_M)
+        texts = [text or "" for text in tweets.values("text", rows)]
+        places = workdir.root / "map.html", workdir.root / "map.png"
+        ids = tweets.ids_of(rows.tolist())
+        projection_page(found, tweets.labels, tweets.targets_of(rows), texts, ids, *places)
+    print(f"{len(rows):,} tweets on {places[0]} and {places[1]}")
+
+
+@app.command()
+def publish(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="folder of a trained model")],
+    onnx: Annotated[bool, typer.Option("--onnx", help="write model.onnx into the folder (classifiers)")] = False,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="NAME", help="upload it to this hub id; the token is the hub's own")
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="for you and whom you let in")] = False,
+) -> None:
+    """Write a trained model as ONNX, or upload it to a hub."""
+    from scalemine.config import InputError
+    from scalemine.training.publish import push_model, write_onnx
+
+    if not onnx and push is None:
+        raise InputError("publish: expected --onnx, --push NAME, or both")
+    if onnx:
+        print(f"written: {write_onnx(model)}")
+    if push is not None:
+        print(f"uploaded: {push_model(model, push, private=private)}")
 
 
 Json = Annotated[bool, typer.Option("--json", help="print one JSON object")]
@@ -353,27 +416,27 @@ Bootstrap = Annotated[int, typer.Option(min=0, help="rounds of the 95 % interval
 
 @app.command()
 def evaluate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="folder of a tagger, or its hub id")],
-    sets: Annotated[list[str], typer.Argument(metavar="SET…", help="labelled tweets: Parquet or CoNLL")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="folder of a trained model, or its hub id")],
+    sets: Annotated[list[str], typer.Argument(metavar="SET…", help="labelled tweets: Parquet, or CoNLL for spans")],
     as_json: Json = False,
     bootstrap: Bootstrap = 1_000,
 ) -> None:
-    """Tag labelled tweets with a trained model, and score it."""
-    from scalemine.training.tagging.datasets import read_dataset
-    from scalemine.training.tagging.scoring import score_dataset
-    from scalemine.training.tagging.tagger import load_tagger
+    """Score a trained tagger or classifier on labelled tweets."""
+    from scalemine.training.evaluation import evaluate_classifier, evaluate_tagger, is_classifier
 
-    datasets = [read_dataset(uri, key="SET") for uri in sets]
-    tagger = load_tagger(model)
-    scores = {}
-    for dataset in datasets:
-        if unknown := sorted(dataset.types - set(tagger.types)):
-            logging.getLogger("scalemine").warning(
-                "%s: the model knows no spans of type %s, and misses all of them", dataset.uri, ", ".join(unknown)
-            )
-        words = [document.words for document in dataset.documents]
-        scored = score_dataset(dataset, tagger.tag_words(words), num_bootstrap=bootstrap)
-        scores[dataset.uri] = scored | {"num_cut": tagger.count_cut(words)}
+    if is_classifier(model):
+        from rich.console import Console
+
+        from scalemine.report.labels import print_label_scores
+
+        scores = evaluate_classifier(model, sets, num_bootstrap=bootstrap)
+        if as_json:
+            print(json.dumps(scores, indent=1, ensure_ascii=False))
+            return
+        for name, one in scores.items():
+            print_label_scores(Console(), Path(name).name, one)
+        return
+    scores = evaluate_tagger(model, sets, num_bootstrap=bootstrap)
     _print_scores(scores, scores, as_json)
 
 

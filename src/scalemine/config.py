@@ -403,7 +403,11 @@ class BaselineConfig(Section):
     bags: int = Field(10, ge=1, description="trees that are bagged; each sees every dimension")
     iterations: int = Field(100, ge=1, description="trees that are boosted")
     kernel: Literal["linear", "rbf"] = Field("linear", description="of the support vector machine")
-    C: float = Field(0.003, gt=0, description="inverse strength of the penalty: svm, logistic_regression")
+    C: float | None = Field(
+        None,
+        gt=0,
+        description="inverse strength of the penalty: svm, logistic_regression; None: what did well on tweets",
+    )
 
 
 TAGGERS = ("lstm_crf", "cnn_crf", "lstm_cnn_crf", "linear")

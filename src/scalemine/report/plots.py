@@ -29,7 +29,7 @@ from scalemine.report.tables import BAND_NAMES
 BAND_COLOURS = {1: "#009E73", 2: "#3B8FCC", 3: "#E69F00", 4: "#C0392B"}
 _UNUSED_COLOUR = "#9a9a9a"
 POSITIVE_COLOUR = "#5B2A86"
-_CLASS_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
+CLASS_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#333333")
 # As many shapes as colours would pair each colour with one shape for ever.
 _CLASS_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 # The same shapes as letters, for the key beside the figure; the selector keeps them from turning into pictures.
@@ -39,7 +39,7 @@ _MARKER_LETTERS = ("●", "■", "▲", "◆", "▼", "✚\ufe0e", "✖\ufe0e", 
 MAX_DOTS_PER_CLASS = 250
 _NUM_POSITIVE_BINS = 60
 
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "scalemine",
     "font.family": ["sans-serif"],
@@ -93,7 +93,7 @@ class ClassLook:
 def class_look(index: int) -> ClassLook:
     """Return how the class at an index is drawn; no two of the first 56 are alike."""
     shape = index % len(_CLASS_MARKERS)
-    return ClassLook(_CLASS_COLOURS[index % len(_CLASS_COLOURS)], _CLASS_MARKERS[shape], _MARKER_LETTERS[shape])
+    return ClassLook(CLASS_COLOURS[index % len(CLASS_COLOURS)], _CLASS_MARKERS[shape], _MARKER_LETTERS[shape])
 
 
 def cosines(vectors_MD: NDArray[np.float32], anchor_D: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -120,7 +120,7 @@ def draw_distribution(
         key: Begins every id in the figure, so that figures on one page do not mix; letters and digits.
         label: What the figure shows, for those who do not see it.
     """
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6, 3.8))
         tweets = figure.add_axes((0.14, 0.37, 0.84, 0.43))
         strip = figure.add_axes((0.14, 0.19, 0.84, 0.14), sharex=tweets)
@@ -259,7 +259,7 @@ def draw_positives(
     """
     dots_M2, anchors_K2, shares = project(positives_MD, anchors_KD)
     classes_M = np.array(positive_classes, dtype=object)
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(6, 4.6))
         axes = figure.add_axes((0.15, 0.15, 0.83, 0.83))
         for index, name in enumerate(class_names):

@@ -5,6 +5,7 @@ Shapes: B rows, S tokens of the longest one.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Batch = dict[str, Tensor]
+
+# Padded tokens of one batch where nothing is learnt, by the device's type.
+BATCH_TOKENS = defaultdict(lambda: 4_096, cuda=32_768)
 
 
 def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:

@@ -209,7 +209,7 @@ def _test_hashes(data: Data[Any]) -> dict[str, str]:
 
 
 def _remove_checkpoint(folder: Path) -> None:
-    for leftover in (STATE, BEST.format("*"), "checkpoint-*.safetensors"):
+    for leftover in (STATE, BEST.format("*"), "checkpoint-*.safetensors", "pseudo-*.safetensors"):
         for path in folder.glob(leftover):
             path.unlink()
 

@@ -19,7 +19,6 @@ import importlib
 import logging
 import tempfile
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -33,10 +32,10 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from scalemine.config import InputError, RunError
-from scalemine.models import MODEL_FILES, device_name, first_line, precision_name, quieten_libraries
+from scalemine.models import MODEL_FILES, device_name, first_line, load_tokenizer, precision_name, quieten_libraries
 from scalemine.store import read_json, write_json, write_whole
 from scalemine.text import normaliser
-from scalemine.training.batches import Batch, pad, prediction_batches, to_device
+from scalemine.training.batches import BATCH_TOKENS, Batch, pad, prediction_batches, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +43,6 @@ CONFIG, WEIGHTS, CARD, METRICS = "config.json", "model.safetensors", "README.md"
 TOKENIZER_CONFIG = "tokenizer_config.json"
 # Rises when the meaning of what config.json holds under "scalemine" changes.
 FORMAT = 1
-# Padded tokens of one batch.
-BATCH_TOKENS = defaultdict(lambda: 4_096, cuda=32_768)
 PRECISIONS = ("float32", "bfloat16", "float16", "auto")
 # ONNX files are protocol buffers, which end at 2 GiB; the graph itself takes some of it.
 _ONNX_ONE_FILE_BYTES = 2_000_000_000
@@ -191,6 +188,22 @@ class Classifier(ModelHubMixin):  # type: ignore[misc]
         return _load(cls, folder, device, precision)
 
 
+def find_folder(folder: str | Path) -> Path:
+    """Return the folder of a classifier, of a run that wrote one, or what is no folder as it is.
+
+    Raises:
+        InputError: It is a folder, and holds none.
+    """
+    path = Path(folder)
+    if path.is_dir() and not (path / CONFIG).exists() and (path / "model" / CONFIG).exists():
+        path = path / "model"  # a run's folder
+    if path.is_dir() and not (path / CONFIG).exists():
+        raise InputError(
+            f"{folder}: no classifier here (expected {CONFIG}; scalemine train writes it to runs/NAME/model)"
+        )
+    return path
+
+
 def load_classifier(folder: str | Path, *, device: str = "auto", precision: str = "float32") -> Classifier:
     """Load a classifier from its folder, from the folder of the run that wrote it, or from a hub id.
 
@@ -202,13 +215,7 @@ def load_classifier(folder: str | Path, *, device: str = "auto", precision: str 
     Raises:
         InputError: The folder is no classifier, or is damaged.
     """
-    path = Path(folder)
-    if path.is_dir() and not (path / CONFIG).exists() and (path / "model" / CONFIG).exists():
-        path = path / "model"  # a run's folder
-    if path.is_dir() and not (path / CONFIG).exists():
-        raise InputError(
-            f"{folder}: no classifier here (expected {CONFIG}; scalemine train writes it to runs/NAME/model)"
-        )
+    path = find_folder(folder)
     if path.is_dir():
         return _load(Classifier, path, device, precision)
     if str(folder).count("/") > 1 or str(folder).startswith((".", "/", "~")):
@@ -227,12 +234,9 @@ def _load(cls: type[Classifier], folder: Path, device: str, precision: str) -> C
     if not list(folder.glob("*.safetensors")):
         raise InputError(f"{folder}: holds no {WEIGHTS}; only safetensors are read")
     quieten_libraries()
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # the tokenisers' library raises no other class
-        raise InputError(f"{folder}: its tokeniser cannot be loaded: {first_line(error)}") from error
+    tokenizer = load_tokenizer(folder, key=str(folder))
     try:
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             folder,
@@ -247,8 +251,6 @@ def _load(cls: type[Classifier], folder: Path, device: str, precision: str) -> C
     # Without their files both are made up, and nothing is said.
     if loading["missing_keys"] or loading["unexpected_keys"] or loading["mismatched_keys"]:
         raise InputError(f"{folder / WEIGHTS}: not the weights of this classifier; train it again")
-    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise InputError(f"{folder}: holds no tokeniser; copy the whole folder")
     return cls(model.to(device), tokenizer, info)
 
 
@@ -382,7 +384,7 @@ def _use_section(info: Mapping[str, Any]) -> Iterator[str]:
         "With scalemine, which normalises, cuts and applies the thresholds:",
         "",
         "```python",
-        "from scalemine.training.multilabel.classifier import Classifier",
+        "from scalemine import Classifier",
         "",
         'classifier = Classifier.from_pretrained("this folder or its hub id")',
         'classifier.classify(["bus crashed into a shop, two hurt"])  # labels that reach their threshold',

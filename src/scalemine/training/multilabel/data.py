@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from scalemine.config import Config, InputError
 from scalemine.executor import Executor, ShowProgress, StopSignals, make_executor
+from scalemine.shards import matrix
 from scalemine.store import Workdir, write_whole
 from scalemine.training.family import DEV, HELD_OUT, Data, chooser, find_files
 from scalemine.training.multilabel.calibration import Calibration, best_thresholds, fit_calibration
@@ -222,7 +223,13 @@ class LabelSets:
         return {}
 
 
+def read_predictions(path: Path) -> tuple[list[str], NDArray[np.int8], Floats]:
+    """Return the labels, targets ``(N, C)`` and scores ``(N, C)`` in a file of predictions."""
+    table = pq.read_table(path)
+    labels = table.schema.metadata[b"labels"].decode().split("\n")
+    return labels, matrix(table["targets"])[0], matrix(table["scores"])[0]
+
+
 def brief(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what the card says of the scores."""
-    keys = ("num_rows", "roc_auc", "average_precision", "prior", "micro_f1", "macro_f1", "jaccard", "ece", "intervals")
-    return {name: {key: one[key] for key in (*keys, "verdict")} for name, one in metrics.items()}
+    """Return what the card says of the scores: all but the groups."""
+    return {name: {key: value for key, value in one.items() if key != "groups"} for name, one in metrics.items()}

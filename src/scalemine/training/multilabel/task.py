@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from scalemine.config import LossConfig
 from scalemine.store import write_whole
-from scalemine.training.batches import Batch, pad, prediction_batches, to_device
+from scalemine.training.batches import BATCH_TOKENS, Batch, pad, prediction_batches, to_device
 from scalemine.training.loop import predict_rows
 from scalemine.training.multilabel.examples import Examples
 from scalemine.training.multilabel.losses import pseudo_labels
@@ -27,8 +27,6 @@ from scalemine.training.multilabel.scores import average_precision, macro_roc_au
 
 # Not decayed: biases and the scales of norms. Source: Devlin et al. (2019), as in their published code.
 _NOT_DECAYED = ("bias", "norm")
-# Padded tokens of one batch where nothing is learnt.
-_BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
 _PSEUDO = "pseudo-{:05}.safetensors"
 
 
@@ -113,8 +111,12 @@ class ClassifierTask:
         path = folder / _PSEUDO.format(epoch)
         if not path.exists():
             logits_NC = predict_logits(self._network, self._examples, self._rows, accelerator, self._pad_id)
-            share = self._loss.em_share * (epoch - self._loss.em_warmup + 1) / (self._epochs - self._loss.em_warmup)
-            found_NC = pseudo_labels(logits_NC.sigmoid().numpy(), self._examples.targets_of(self._rows), share)
+            before = folder / _PSEUDO.format(epoch - 1)
+            earlier_NC = load_file(before)["pseudo_NC"].numpy() if before.exists() else None
+            share = self._loss.em_share / max(1, self._epochs - self._loss.em_warmup)
+            targets_NC = self._examples.targets_of(self._rows)
+            found_NC = pseudo_labels(logits_NC.sigmoid().numpy(), targets_NC, share, earlier_NC)
+            accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 with write_whole(path) as temporary:
                     save_file({"pseudo_NC": torch.from_numpy(found_NC)}, temporary)
@@ -146,7 +148,7 @@ def predict_logits(
         with torch.inference_mode():
             return network.logits(to_device(tokens_batch(examples, rows[places], pad_id), accelerator.device))
 
-    batches = prediction_batches(examples.lengths[rows].tolist(), _BATCH_TOKENS[accelerator.device.type])
+    batches = prediction_batches(examples.lengths[rows].tolist(), BATCH_TOKENS[accelerator.device.type])
     shape = (len(rows), len(examples.labels))
     logits_NC = predict_rows(accelerator, batches, shape, predict, torch.float32)
     network.train(was_training)

@@ -200,6 +200,9 @@ class ClassifierTrainer:
             "normaliser": options.normaliser,
             "max_length": options.max_length,
             "nested": self.config.labels.nested,
+            # As files of the same kind are to be read again.
+            "reading": self.config.labels.model_dump(mode="json", exclude={"names", "nested"}),
+            "priors": dict(zip(labels, self.tweets.priors().tolist(), strict=True)),
             "languages": self.tweets.languages(),
             "encoder": Path(encoder_name(self.config)[0]).name,
             "loss": self.config.loss.name,

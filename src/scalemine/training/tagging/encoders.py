@@ -6,7 +6,6 @@ Shapes: W words, D dimensions, V words of the table.
 from __future__ import annotations
 
 import hashlib
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,14 +27,12 @@ from scalemine.models import (
     quieten_libraries,
 )
 from scalemine.store import file_sha256, fingerprint, write_whole
-from scalemine.training.batches import prediction_batches, to_device
+from scalemine.training.batches import BATCH_TOKENS, prediction_batches, to_device
 from scalemine.training.tagging.inputs import Inputs
 from scalemine.training.tagging.network import UNUSED, Pooling, StaticWords, TransformerWords
 from scalemine.training.tagging.vectors import lookup, lookup_forms, read_vectors
 from scalemine.training.tagging.words import PROBE, WordTokenizer
 
-# Padded tokens of one batch where nothing is learnt.
-BATCH_TOKENS = defaultdict(lambda: 4_096, cuda=32_768)
 _CACHE_TENSOR = "vectors_WD"
 
 

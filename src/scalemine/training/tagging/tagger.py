@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from scalemine.config import InputError
 from scalemine.models import MODEL_FILES, device_name, find_model, first_line, model_fingerprint, precision_name
 from scalemine.store import FILE_MODE, read_json, write_json, write_whole
-from scalemine.training.batches import prediction_batches, to_device
-from scalemine.training.tagging.encoders import BATCH_TOKENS, WordEncoder, load_transformer
+from scalemine.training.batches import BATCH_TOKENS, prediction_batches, to_device
+from scalemine.training.tagging.encoders import WordEncoder, load_transformer
 from scalemine.training.tagging.labels import spans_of_tags, word_offsets
 from scalemine.training.tagging.network import Shape, StaticWords, TaggerNetwork, TransformerWords
 from scalemine.training.tagging.task import fill_up

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from scalemine.training.batches import Batch, prediction_batches, to_device
 from scalemine.training.loop import predict_rows
-from scalemine.training.tagging.encoders import BATCH_TOKENS
 from scalemine.training.tagging.inputs import Inputs
 from scalemine.training.tagging.labels import OUTSIDE, spans_of_tags
 from scalemine.training.tagging.network import TaggerNetwork

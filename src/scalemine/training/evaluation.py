@@ -1,0 +1,91 @@
+"""Trained models on labelled tweets."""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scalemine.config import InputError, LabelsConfig
+from scalemine.executor import InlineExecutor
+from scalemine.store import read_json
+
+logger = logging.getLogger(__name__)
+
+
+def is_classifier(model: str) -> bool:
+    """Return whether a folder holds a classifier; of what is no folder here it is taken for a tagger's hub id."""
+    for folder in (Path(model), Path(model) / "model"):
+        if (folder / "config.json").exists():
+            try:
+                found = read_json(folder / "config.json").get("scalemine")
+            except (ValueError, AttributeError):
+                return False  # said by who loads it
+            return isinstance(found, dict) and found.get("kind") == "classifier"
+    return False
+
+
+def evaluate_tagger(model: str, uris: Sequence[str], *, num_bootstrap: int) -> dict[str, Any]:
+    """Return the scores of a tagger on files of labelled tweets, by file.
+
+    Raises:
+        InputError: A file or the model cannot be read.
+    """
+    from scalemine.training.tagging.datasets import read_dataset
+    from scalemine.training.tagging.scoring import score_dataset
+    from scalemine.training.tagging.tagger import load_tagger
+
+    datasets = [read_dataset(uri, key="SET") for uri in uris]
+    tagger = load_tagger(model)
+    scores = {}
+    for dataset in datasets:
+        if unknown := sorted(dataset.types - set(tagger.types)):
+            logger.warning(
+                "%s: the model knows no spans of type %s, and misses all of them", dataset.uri, ", ".join(unknown)
+            )
+        words = [document.words for document in dataset.documents]
+        scored = score_dataset(dataset, tagger.tag_words(words), num_bootstrap=num_bootstrap)
+        scores[dataset.uri] = scored | {"num_cut": tagger.count_cut(words)}
+    return scores
+
+
+def evaluate_classifier(model: str, uris: Sequence[str], *, num_bootstrap: int) -> dict[str, Any]:
+    """Return the scores of a classifier on files of labelled tweets, by file; labels are read as in its training.
+
+    Raises:
+        InputError: A file or the model cannot be read, or the file holds none of the model's labels.
+    """
+    from scalemine.training.multilabel.classifier import load_classifier
+    from scalemine.training.multilabel.examples import POSITIVE, read_examples
+    from scalemine.training.multilabel.scores import score_labels
+
+    classifier = load_classifier(model)
+    labels = classifier.labels
+    reading = LabelsConfig.model_validate(classifier.info["reading"])
+    priors = classifier.info["priors"]
+    scores = {}
+    with tempfile.TemporaryDirectory(prefix="scalemine-") as folder:
+        for uri in uris:
+            examples = read_examples(
+                uri, reading, Path(folder), executor=InlineExecutor, labels=labels, key="SET"
+            )  # fmt: skip
+            if examples.unlisted:
+                logger.warning(
+                    "%s: labels that the model does not know are left out: %s", uri, ", ".join(examples.unlisted)
+                )
+            targets_NC = examples.targets_of()
+            if not (targets_NC == POSITIVE).any():
+                raise InputError(f"SET: {uri}: no tweet bears one of the model's labels: {', '.join(labels)}")
+            every = np.arange(examples.num_rows)
+            scores[uri] = score_labels(
+                targets_NC, classifier.scores([text or "" for text in examples.column("text")]), labels,
+                prior_C=[priors[label] for label in labels],
+                thresholds_C=[classifier.thresholds[label] for label in labels],
+                groups={name: examples.values(name, every) for name in reading.groups if name in examples.columns},
+                num_bootstrap=num_bootstrap,
+            )  # fmt: skip
+    return scores
