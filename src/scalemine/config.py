@@ -406,7 +406,7 @@ class BaselineConfig(Section):
     C: float | None = Field(
         None,
         gt=0,
-        description="inverse strength of the penalty: svm, logistic_regression; None: what did well on tweets",
+        description="inverse strength of the penalty: svm, logistic_regression; None: by the model",
     )
 
 

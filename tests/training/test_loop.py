@@ -12,7 +12,7 @@ from scalemine.config import RunError
 from scalemine.executor import Stopped, StopSignals
 from scalemine.store import read_json
 from scalemine.training import loop as module
-from scalemine.training.loop import BEST, STATE, Plan, check_rates, fit, linear_rate, predict_rows
+from scalemine.training.loop import BEST, STATE, Plan, check_rates, fit, predict_rows, rate
 
 NUM_ROWS, DIM = 22, 3
 
@@ -43,6 +43,7 @@ class Regression:
         self.model = Network(dropout)
         self.scores = iter(scores or [])
         self.seen: list[list[int]] = []
+        self.epochs: list[int] = []
 
     def parameter_groups(self):
         return [{"params": list(self.model.parameters()), "lr": 0.05, "weight_decay": 0.01}]
@@ -61,6 +62,9 @@ class Regression:
         index = list(rows)
         return {"x": self.x[index], "y": self.y[index], "weight": self.items[index].float()}
 
+    def begin_epoch(self, epoch, folder, accelerator):
+        self.epochs.append(epoch)
+
     def evaluate(self, accelerator):
         return next(self.scores, 1.0 / (1.0 + float(((self.x @ self.model.linear.weight[0] - self.y) ** 2).mean())))
 
@@ -68,7 +72,7 @@ class Regression:
 def plan(**changes) -> Plan:
     values = {
         "batch_size": 4, "micro_batch": None, "bucket_batches": 1, "epochs": 3, "patience": 10, "min_delta": 0.0,
-        "clip": 1.0, "checkpoint_steps": 2, "seed": 5,
+        "schedule": "linear", "warmup": 0.0, "clip": 1.0, "checkpoint_steps": 2, "seed": 5,
     }  # fmt: skip
     return Plan(**(values | changes))
 
@@ -229,26 +233,41 @@ def test_a_schedule_that_steps_otherwise_fails(tmp_path, monkeypatch):
         run(Regression(), tmp_path)
 
 
+def falling(step):
+    return 1 - step / 10
+
+
 def test_rates_are_compared_in_number_and_value_and_group():
-    rates = [(step, [0.1 * linear_rate(step, 10), 0.5 * linear_rate(step, 10)]) for step in range(6)]
-    assert check_rates(rates, 0, [0.1, 0.5], 10, 6)["equal"]
+    rates = [(step, [0.1 * falling(step), 0.5 * falling(step)]) for step in range(6)]
+    assert check_rates(rates, 0, [0.1, 0.5], falling, 6)["equal"]
     with pytest.raises(RunError, match="made 5 steps and left out 0 where 6"):
-        check_rates(rates[:-1], 0, [0.1, 0.5], 10, 6)
+        check_rates(rates[:-1], 0, [0.1, 0.5], falling, 6)
     with pytest.raises(RunError, match="at step 3, group 1 of parameters: planned 0.35, applied 0.5"):
-        check_rates([*rates[:3], (3, [0.07, 0.5]), *rates[4:]], 0, [0.1, 0.5], 10, 6)
+        check_rates([*rates[:3], (3, [0.07, 0.5]), *rates[4:]], 0, [0.1, 0.5], falling, 6)
     with pytest.raises(RunError, match="at step 0, group 0"):
-        check_rates(rates, 0, [0.5, 0.1], 10, 6)  # the two rates taken for one another
+        check_rates(rates, 0, [0.5, 0.1], falling, 6)  # the two rates taken for one another
     # A gradient scaler leaves steps out, and says so; the others are compared all the same.
-    assert check_rates(rates[1:], 1, [0.1, 0.5], 10, 6)["skipped_steps"] == 1
+    assert check_rates(rates[1:], 1, [0.1, 0.5], falling, 6)["skipped_steps"] == 1
     with pytest.raises(RunError, match="at step 5"):
-        check_rates([*rates[1:5], (5, [1.0, 1.0])], 1, [0.1, 0.5], 10, 6)
+        check_rates([*rates[1:5], (5, [1.0, 1.0])], 1, [0.1, 0.5], falling, 6)
     with pytest.raises(RunError, match="left out 4"):
-        check_rates(rates[4:], 4, [0.1, 0.5], 10, 6)
+        check_rates(rates[4:], 4, [0.1, 0.5], falling, 6)
 
 
-def test_the_rate_falls_to_nothing_without_warm_up():
-    assert linear_rate(0, 8) == 1
-    assert [linear_rate(step, 4) for step in range(5)] == [1, 0.75, 0.5, 0.25, 0]
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "expected"),
+    [
+        ("linear", 0.0, [1, 0.75, 0.5, 0.25]),
+        ("linear", 0.5, [1 / 3, 2 / 3, 1, 0.5]),
+        ("cosine", 0.0, [1, (1 + 0.5**0.5) / 2, 0.5, (1 - 0.5**0.5) / 2]),
+        ("cosine", 0.25, [0.5, 1, 0.75, 0.25]),
+        ("constant", 0.0, [1, 1, 1, 1]),
+        ("constant", 0.25, [0.5, 1, 1, 1]),
+    ],
+)
+def test_the_rate_rises_then_falls(schedule, warmup, expected):
+    assert [rate(step, 4, schedule, warmup) for step in range(4)] == pytest.approx(expected)
+    assert rate(4, 4, schedule, warmup) == pytest.approx(float(schedule == "constant"))
 
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):

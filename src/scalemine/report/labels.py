@@ -480,7 +480,8 @@ def _projection_figure(projection: Projection, labels: Sequence[str], targets_MC
         for values in ((-1,), (0, 1)):
             of_kind_M = np.isin(targets_MC[:, label], values)
             colours = [_COLOURS[value] for value in targets_MC[of_kind_M, label].tolist()]
-            axes.scatter(*projection.places_M2[of_kind_M].T, s=size, c=colours, alpha=0.7, linewidths=0)
+            x_K, y_K = projection.places_M2[of_kind_M].T
+            axes.scatter(x_K, y_K, s=size, c=colours, alpha=0.7, linewidths=0)
         axes.set(xlim=(low[0], high[0]), ylim=(low[1], high[1]))
         axes.set_title(
             f"{plain_line(labels[label], 24)}  ({whole(int(positives_C[label]))})", fontsize=10.5, loc="left"

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 
 from scalemine.config import EncoderConfig, InputError, TrainConfig
 from scalemine.models import find_model, model_fingerprint
-from scalemine.training.batches import prediction_batches
+from scalemine.training.batches import BATCH_TOKENS, prediction_batches
 from scalemine.training.tagging import encoders as module
-from scalemine.training.tagging.encoders import BATCH_TOKENS, load_transformer, load_words
+from scalemine.training.tagging.encoders import load_transformer, load_words
 from scalemine.training.tagging.network import StaticWords, TransformerWords
 from training.tiny import DIM, POSITIONS, write_bert, write_vectors
 

@@ -224,8 +224,8 @@ def test_a_task_learns_its_tweets_by_heart(accelerator, tmp_path):
         lambda tags: micro_f1(gold, tags), lr=2e-4, head_lr=3e-2, weight_decay=0.01, pad_id=PAD,
     )  # fmt: skip
     plan = Plan(
-        batch_size=5, micro_batch=None, bucket_batches=1, epochs=40, patience=40, min_delta=0.0, clip=1.0,
-        checkpoint_steps=1_000, seed=1,
+        batch_size=5, micro_batch=None, bucket_batches=1, epochs=40, patience=40, min_delta=0.0,
+        schedule="linear", warmup=0.0, clip=1.0, checkpoint_steps=1_000, seed=1,
     )  # fmt: skip
     assert task.evaluate(accelerator) < 0.5
     assert fit(task, plan, tmp_path, accelerator=accelerator).best == 1

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from scalemine.training.batches import Batch, prediction_batches, to_device
+from scalemine.training.batches import BATCH_TOKENS, Batch, prediction_batches, to_device
 from scalemine.training.loop import predict_rows
 from scalemine.training.tagging.inputs import Inputs
 from scalemine.training.tagging.labels import OUTSIDE, spans_of_tags
