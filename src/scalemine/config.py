@@ -520,6 +520,8 @@ class TrainConfig(Section):
             raise ValueError(f"train.kernel: expected an odd number of words; got {self.kernel}")
         if self.vectors and self.encoder:
             raise ValueError("train.vectors and train.encoder exclude one another; drop one")
+        if self.freeze and self.lora:
+            raise ValueError("train.freeze and train.lora exclude one another; drop one")
         if self.test_sets and self.test_uris:
             raise ValueError("train.test_sets and train.test_uris exclude one another; drop one")
         if taken := sorted({"dev", "held_out", "train"} & set(self.test_uris)):

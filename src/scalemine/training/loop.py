@@ -362,8 +362,13 @@ class _Loop:
         self.save()
 
     def _model_tensors(self) -> dict[str, Tensor]:
-        state = self.accelerator.unwrap_model(self.model).state_dict()
-        return {MODEL + name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+        model = self.accelerator.unwrap_model(self.model)
+        frozen = _frozen(model)
+        return {
+            MODEL + name: tensor.detach().cpu().contiguous()
+            for name, tensor in model.state_dict().items()
+            if name not in frozen
+        }
 
     def _write(self, path: Path, tensors: Callable[[], Mapping[str, Tensor]]) -> None:
         if self.accelerator.is_main_process:
@@ -436,7 +441,14 @@ class _Loop:
 
     def _load_model(self, path: Path) -> None:
         model = self.accelerator.unwrap_model(self.model)
-        model.load_state_dict(dict(_read_tensors(path, MODEL)))
+        found = model.load_state_dict(dict(_read_tensors(path, MODEL)), strict=False)
+        assert not found.unexpected_keys, found
+        assert set(found.missing_keys) <= _frozen(model), found
+
+
+def _frozen(model: nn.Module) -> set[str]:
+    """Return the names of the parameters that stay as they were loaded, and need not be kept."""
+    return {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
 
 
 def _read_tensors(path: Path, prefix: str) -> Iterator[tuple[str, Tensor]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,21 @@ _DEFAULT_THRESHOLD = 0.5
 
 
 def read_label_data(
-    config: Config, tokenise: TokeniserSpec | None, *, signals: StopSignals | None, show: ShowProgress
+    config: Config,
+    tokenise: TokeniserSpec | None,
+    *,
+    signals: StopSignals | None,
+    show: ShowProgress,
+    encode: Callable[..., Examples] | None = None,
 ) -> Data[Examples]:
     """Read the labelled tweets that a configuration trains on, chooses the epoch on, and is tested on.
+
+    Args:
+        config: The configuration.
+        tokenise: How to tokenise; None: no tokens.
+        signals: Ask for a stop.
+        show: Shows progress.
+        encode: Adds the vectors of a frozen encoder.
 
     Raises:
         InputError: A file or column is not there, a value is not what it should be, or labels do not fit.
@@ -67,10 +79,14 @@ def read_label_data(
 
         def read(uri: str, key: str, **how: Any) -> Examples:  # noqa: ANN401
             with show(f"read {Path(uri).stem}", None) as advance:
-                return read_examples(
+                examples = read_examples(
                     uri, config.labels, folder, executor=executor, keep=keep, key=key, tokenise=tokenise,
                     on_rows=advance, **how,
                 )  # fmt: skip
+            if encode is None:
+                return examples
+            with show(f"encode {Path(uri).stem}", examples.num_rows) as advance:
+                return encode(examples, executor=executor, on_rows=advance)
 
         train = read(files.train, files.train_key, needs=files.needs)
         check_labels(train, files.train_key)

@@ -23,6 +23,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import torch
 from numpy.typing import NDArray
 
 from scalemine.config import CorpusConfig, InputError, LabelsConfig
@@ -32,6 +33,7 @@ from scalemine.models import quieten_libraries
 from scalemine.shards import OnRows, ShardFiles, ShardJob, matrix, matrix_column, run_shards
 from scalemine.store import fingerprint, open_stage
 from scalemine.text import normaliser
+from scalemine.training.batches import Batch, pad
 from scalemine.training.splits import Rows
 
 logger = logging.getLogger(__name__)
@@ -57,6 +59,7 @@ class Examples:
         tokens: Their tokens, per shard; None where none are wanted.
         columns: Further columns that are there.
         unlisted: Labels of the file that are not among ``labels``, and how many tweets have each.
+        vectors: What a frozen encoder makes of them, per shard; see ``first_tokens``.
     """
 
     uri: str
@@ -66,6 +69,7 @@ class Examples:
     tokens: ShardFiles | None
     columns: tuple[str, ...]
     unlisted: Mapping[str, int]
+    vectors: ShardFiles | None = None
 
     @property
     def num_rows(self) -> int:
@@ -129,6 +133,15 @@ class Examples:
             place = row - self._starts[shard]
             found.append(ids[offsets[place] : offsets[place + 1]])
         return found
+
+    def vectors_of(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the vectors ``(B, D)`` of some tweets."""
+        return self._gather(rows, self._vectors)
+
+    @cached_property
+    def _vectors(self) -> list[NDArray[np.float32]]:
+        assert self.vectors is not None
+        return [matrix(self.vectors.read(shard)["vector"])[0] for shard in self.corpus.shards]
 
     def column(self, name: str) -> list[str | None]:
         """Return a column of all tweets: id, text, or one that was kept."""
@@ -211,7 +224,7 @@ def read_examples(
     )  # fmt: skip
     targets = ShardFiles(stage, corpus)
     worker = partial(_TargetReader, corpus, targets, config, names, where)
-    _make(targets, worker, executor, None)
+    make_shards(targets, worker, executor, None)
     examples = Examples(uri, names, corpus, targets, None, columns, {})
     examples = replace(examples, unlisted={label: n for label, n in found.items() if label not in names})
     return examples if tokenise is None else _tokenised(examples, tokenise, executor, on_rows)
@@ -300,10 +313,11 @@ def _labels_of(value: str, name: str, config: LabelsConfig) -> list[str]:
     return list(dict.fromkeys(label for part in value.split(",") if (label := part.strip())))
 
 
-def _make(
+def make_shards(
     files: ShardFiles, worker: Callable[[], Callable[[ShardJob], Any]], executor: Callable[[], Executor],
     on_rows: OnRows | None,
 ) -> None:  # fmt: skip
+    """Make the shards that are missing; what a worker finds wrong with the input is said in its words."""
     jobs = [ShardJob(shard) for shard in files.missing()]
     if not jobs:
         return
@@ -430,7 +444,7 @@ def _tokenised(
         version=1, settings=settings, inputs={"tweets": corpus.fingerprint}, redo=True,
     )  # fmt: skip
     files = ShardFiles(stage, corpus)
-    _make(files, partial(_Tokeniser, corpus, files, spec), executor, on_rows)
+    make_shards(files, partial(_Tokeniser, corpus, files, spec), executor, on_rows)
     return replace(examples, tokens=files)
 
 
@@ -503,3 +517,11 @@ def check_same_labels(train: Examples, others: Mapping[str, Examples]) -> None:
                 f"{key}: {examples.uri}: label {label!r} ({count} tweets) is not among those of {train.uri}: "
                 f"{', '.join(train.labels)}; list the labels to use in labels.names"
             )
+
+
+def tokens_batch(examples: Examples, rows: NDArray[np.int64], pad_id: int) -> Batch:
+    """Return the tokens of some tweets, filled up; or their vectors, where they have them."""
+    if examples.vectors is not None:
+        return {"vectors": torch.from_numpy(examples.vectors_of(rows))}
+    tokens = [ids.tolist() for ids in examples.tokens_of(rows.tolist())]
+    return {"input_ids": pad(tokens, pad_id), "attention_mask": pad([[1] * len(ids) for ids in tokens], 0)}

@@ -1,10 +1,11 @@
 """The network of a classifier: a Hugging Face sequence classifier whose last layer is ours.
 
-    tokens ─ encoder and its pooling (low precision) → features ─ linear head (float32) → logits ─ loss
+    tokens ─ encoder (low precision) → vectors of tokens ─ pooling → features ─ linear head (float32) → logits ─ loss
 
-The head is a plain linear layer or, for nested labels, one that keeps their order; either leaves as a plain one.
+The head is a plain linear layer or, for nested labels, one that keeps their order; either leaves as a plain one. Of a
+frozen encoder only the first token's vector is of use, which is computed once (see ``first_tokens``).
 
-Shapes: B tweets, S tokens of the longest one, D features, C labels.
+Shapes: B tweets, S tokens of the longest one, D dimensions, C labels.
 """
 
 from __future__ import annotations
@@ -57,10 +58,15 @@ class ClassifierNetwork(nn.Module):
 
     def logits(self, batch: Batch) -> Tensor:
         """Return the logits ``(B, C)``, float32."""
+        if "vectors" in batch:
+            return self._head(pool_first(self.model, batch["vectors"]))
         ids_BS = batch["input_ids"]
         with torch.autocast(ids_BS.device.type, self.dtype, enabled=self.dtype != torch.float32):
             features_BD = self.model(input_ids=ids_BS, attention_mask=batch["attention_mask"]).logits
-        with torch.autocast(ids_BS.device.type, enabled=False):
+        return self._head(features_BD)
+
+    def _head(self, features_BD: Tensor) -> Tensor:
+        with torch.autocast(features_BD.device.type, enabled=False):
             logits_BC: Tensor = self.head(features_BD.float())
         return logits_BC
 
@@ -78,6 +84,45 @@ class ClassifierNetwork(nn.Module):
         parent, _, name = self._place.rpartition(".")
         setattr(model.get_submodule(parent), name, fold(head, slope_C, offset_C))
         return model
+
+
+def pool_first(model: Any, vectors_BD: Tensor) -> Tensor:  # noqa: ANN401
+    """Return what a sequence classifier makes of the first tokens' vectors alone, behind its encoder."""
+    vectors_B1D = vectors_BD[:, None]
+    if isinstance(getattr(model, "classifier", None), nn.Linear | nn.Identity):
+        pooled: Tensor = model.dropout(model.base_model.pooler(vectors_B1D))
+        return pooled
+    features: Tensor = model.classifier(vectors_B1D)
+    return features
+
+
+def load_model(folder: Path, labels: Sequence[str]) -> Any:  # noqa: ANN401
+    """Load a sequence classifier with a new last layer; safetensors only, no code that comes with it.
+
+    Raises:
+        InputError: There is no such encoder.
+    """
+    quieten_libraries()
+    from transformers import AutoModelForSequenceClassification
+
+    try:
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            dtype=torch.float32,
+            id2label=dict(enumerate(labels)),
+            label2id={label: number for number, label in enumerate(labels)},
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"train.encoder: {folder} cannot be loaded as a classifier: {first_line(error)}") from error
+    new = [name for name in loading["missing_keys"] if ".encoder." in name or ".embeddings." in name]
+    if new:
+        raise InputError(f"train.encoder: {folder} lacks {len(new)} of its weights, such as {sorted(new)[0]}")
+    return model
 
 
 def load_network(
@@ -108,26 +153,7 @@ def load_network(
     Raises:
         InputError: There is no such encoder, it reads fewer tokens, or cannot keep the order of nested labels.
     """
-    quieten_libraries()
-    from transformers import AutoModelForSequenceClassification
-
-    try:
-        model, loading = AutoModelForSequenceClassification.from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            dtype=torch.float32,
-            id2label=dict(enumerate(labels)),
-            label2id={label: number for number, label in enumerate(labels)},
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"train.encoder: {folder} cannot be loaded as a classifier: {first_line(error)}") from error
-    new = [name for name in loading["missing_keys"] if ".encoder." in name or ".embeddings." in name]
-    if new:
-        raise InputError(f"train.encoder: {folder} lacks {len(new)} of its weights, such as {sorted(new)[0]}")
+    model = load_model(folder, labels)
     most = max_positions(model.base_model)
     if max_length > most:
         raise InputError(f"train.max_length: {folder} reads at most {most} tokens, got {max_length}")

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from scalemine.config import LossConfig
 from scalemine.store import write_whole
-from scalemine.training.batches import BATCH_TOKENS, Batch, pad, prediction_batches, to_device
+from scalemine.training.batches import BATCH_TOKENS, Batch, prediction_batches, to_device
 from scalemine.training.loop import predict_rows
-from scalemine.training.multilabel.examples import Examples
+from scalemine.training.multilabel.examples import Examples, tokens_batch
 from scalemine.training.multilabel.losses import pseudo_labels
 from scalemine.training.multilabel.network import ClassifierNetwork
 from scalemine.training.multilabel.scores import average_precision, macro_roc_auc, micro_roc_auc
@@ -129,12 +129,6 @@ class ClassifierTask:
     def evaluate(self, accelerator: Accelerator) -> float:
         """Return how good the model is on what chooses the epoch."""
         return self._evaluate(accelerator)
-
-
-def tokens_batch(examples: Examples, rows: NDArray[np.int64], pad_id: int) -> Batch:
-    """Return the tokens of some tweets, filled up."""
-    tokens = [ids.tolist() for ids in examples.tokens_of(rows.tolist())]
-    return {"input_ids": pad(tokens, pad_id), "attention_mask": pad([[1] * len(ids) for ids in tokens], 0)}
 
 
 def predict_logits(

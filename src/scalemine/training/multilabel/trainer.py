@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from scalemine.training.multilabel.classifier import (
 )
 from scalemine.training.multilabel.data import TAGGER_KEYS, LabelFamily, LabelSets, brief, read_label_data
 from scalemine.training.multilabel.examples import Examples, TokeniserSpec, num_cut
+from scalemine.training.multilabel.first_tokens import check_first_tokens, with_vectors
 from scalemine.training.multilabel.losses import LabelCounts, LabelLoss
 from scalemine.training.multilabel.network import ClassifierNetwork, load_network
 from scalemine.training.multilabel.task import ClassifierTask, predict_logits, selection
@@ -54,10 +56,14 @@ class ClassifierFamily(LabelFamily):
         self, config: Config, *, signals: StopSignals | None = None, show: ShowProgress = silent
     ) -> Data[Examples]:
         """Read and tokenise the files."""
-        folder = _encoder_folder(config)
-        load_tokenizer(folder, key="train.encoder")  # said here in one line, rather than by a worker
-        spec = TokeniserSpec(folder, model_fingerprint(folder), config.train.max_length, config.train.normaliser)
-        return read_label_data(config, spec, signals=signals, show=show)
+        folder, options = _encoder_folder(config), config.train
+        tokenizer = load_tokenizer(folder, key="train.encoder")  # said here in one line, rather than by a worker
+        spec = TokeniserSpec(folder, model_fingerprint(folder), options.max_length, options.normaliser)
+        if not options.freeze:
+            return read_label_data(config, spec, signals=signals, show=show)
+        check_first_tokens(folder)
+        encode = partial(with_vectors, folder=folder, pad_id=int(tokenizer.pad_token_id or 0), device=options.device)
+        return read_label_data(config, spec, signals=signals, show=show, encode=encode)
 
     def settings(self, config: Config) -> dict[str, Any]:
         """Return the encoder, the loss, and what the labels mean."""
@@ -117,10 +123,14 @@ class ClassifierTrainer:
     def _load(self) -> dict[str, Any]:
         """Take the weights and thresholds of a classifier that was trained before; its calibration is in them."""
         classifier = load_classifier(self.folder / "model", device=str(self.accelerator.device))
-        self.network = ClassifierNetwork(classifier.model, None, None, precision=self._precision())
+        self._take(classifier.model)
         self.thresholds_C = np.array([classifier.thresholds[label] for label in self.tweets.labels])
         facts: dict[str, Any] = read_json(self.folder / "model" / CONFIG)["scalemine"]["training"]
         return facts
+
+    def _take(self, model: Any) -> None:  # noqa: ANN401
+        """Go on with a finished model, in the precision in which it will be used."""
+        self.network = ClassifierNetwork(model, None, None, precision="float32").to(self.accelerator.device)
 
     def _precision(self) -> str:
         return precision_name(self.config.train.precision, device_name(self.config.train.device, key="train.device"))
@@ -165,8 +175,7 @@ class ClassifierTrainer:
         logits_NC = self._logits(chooser(self.config))
         self.calibration = self.tweets.calibrate(logits_NC)
         whole = self.network.whole(self.calibration.slope_C, self.calibration.offset_C)
-        self.network = ClassifierNetwork(whole, None, None, precision=self._precision())
-        self.network.to(self.accelerator.device)
+        self._take(whole)
         self.thresholds_C = self.tweets.thresholds(self.calibration.apply(logits_NC))
 
     def evaluate(self) -> dict[str, Any]:
