@@ -396,11 +396,11 @@ class LossConfig(Section):
 class BaselineConfig(Section):
     """Classical models on frozen embeddings, one per label; each reads what concerns it."""
 
-    trees: int = Field(500, ge=1, description="of the random forest")
+    trees: int = Field(200, ge=1, description="of the random forest; 500 is the published number")
     min_split: int = Field(10, ge=2, description="rows that a node needs to be split: forest, bagging, decision tree")
     min_leaf: int = Field(5, ge=1, description="rows that a leaf keeps: forest, bagging, decision tree")
     max_depth: int | None = Field(None, ge=1, description="of these trees; None: as deep as they get")
-    bags: int = Field(10, ge=1, description="trees that are bagged; each sees every dimension")
+    bags: int = Field(20, ge=1, description="trees that are bagged; each is grown on a fifth of the dimensions")
     iterations: int = Field(100, ge=1, description="trees that are boosted")
     kernel: Literal["linear", "rbf"] = Field("linear", description="of the support vector machine")
     C: float | None = Field(
