@@ -181,6 +181,31 @@ def test_a_failure_under_ray(tmp_path, stage, monkeypatch, says):
     assert nothing_is_left(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("there", "device", "said"),
+    [
+        ({"CPU": 5}, "auto", "train.processes: 2 want 6 CPUs, and there are 5"),
+        ({"CPU": 6, "GPU": 1}, "auto", "train.processes: 2 want 2 GPUs, and there are 1"),
+        ({"CPU": 6, "GPU": 1}, "cpu", None),
+        ({"CPU": 6}, "auto", None),
+    ],
+)
+def test_room_for_the_processes_of_ray(tmp_path, stage, monkeypatch, caplog, there, device, said):
+    monkeypatch.setattr("ray.cluster_resources", lambda: there)
+    values = {"workdir": str(tmp_path), "train": {"train_uri": "x", "processes": 2, "device": device}}
+    values["compute"] = {"executor": "ray"}
+    if said is None:
+        assert module._make_ray_trainer(Config.model_validate(values), stage, 3) is not None
+        return
+    with pytest.raises(InputError, match=f"^{said}$"):
+        module._make_ray_trainer(Config.model_validate(values), stage, 3)
+    # A cluster may grow.
+    values["compute"]["address"] = "10.0.0.1:6379"
+    with caplog.at_level("WARNING", logger="scalemine"):
+        assert module._make_ray_trainer(Config.model_validate(values), stage, 3) is not None
+    assert caplog.messages == [f"{said}: waiting until the cluster has them"]
+
+
 @pytest.mark.parametrize("went_well", [True, False])
 def test_a_process_of_ray_that_fails_is_known_to_have_failed(tmp_path, monkeypatch, went_well):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
