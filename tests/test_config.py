@@ -214,10 +214,84 @@ def test_the_set_called_no_is_no_boolean(write: Any, form: str) -> None:
         ({"normaliser": "nix"}, "expected one of none, bertweet"),
         ({"pateince": 3}, "did you mean patience"),
         ({"lr": 0}, "greater than 0"),
+        ({"schedule": "step"}, "train.schedule"),
+        ({"warmup": 1.0}, "train.warmup"),
+        ({"warmup": -0.1}, "train.warmup"),
+        ({"lora": 0}, "train.lora"),
+        ({"processes": 0}, "train.processes"),
+        ({"model": "svmm"}, "train.model"),
+        ({"test_uris": {"dev": "a"}}, "train.test_uris: dev is the name of a part of the training set"),
+        ({"test_uris": {"held_out": "a"}}, "train.test_uris: held_out is the name of a part of the training set"),
+        ({"test_uris": {"train": "a"}}, "train.test_uris: train is the name of a part of the training set"),
+        ({"stop_on": "test", "folds": 2, "dev_uri": "a"}, "train.stop_on: test and train.dev_uri exclude one another"),
     ],
 )
 def test_training_that_cannot_be(write: Any, train: dict[str, Any], expected: str) -> None:
     assert expected in refusal(write(SMALLEST | {"train": train}))
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("labels.colums=[a]", "labels.colums: unknown key; did you mean column"),
+        ("labels={columns: [a], categories: [b]}", "labels.columns and labels.categories exclude one another"),
+        ("labels.names=[a, b, a]", "labels.names: expected each label once; got ['a', 'b', 'a']"),
+        ("labels.absent=maybe", "labels.absent"),
+        ("labels.select=f1", "labels.select"),
+        ("labels.calibration=isotonic", "labels.calibration"),
+        ("labels.threshold=0", "labels.threshold: expected 'best' or a number between 0 and 1; got 0"),
+        ("labels.threshold=1.0", "labels.threshold: expected 'best' or a number between 0 and 1; got 1.0"),
+        ("labels.threshold=worst", "labels.threshold"),
+        ("labels.nested=[a, b]", "labels.nested"),
+        ("loss.name=hinge", "loss.name"),
+        ("loss.nmae=bce", "loss.nmae: unknown key; did you mean name?"),
+        ("loss.unknown=positive", "loss.unknown"),
+        ("loss={name: asl, pos_weight: 3}", "loss.pos_weight: is of bce, and does nothing for asl; drop it"),
+        ("loss.pos_weight=0", "loss.pos_weight"),
+        ("loss.em_warmup=1", "loss.em_warmup: is of em, and does nothing for bce; drop it"),
+        ("loss={name: em, em_warmup: -1}", "loss.em_warmup"),
+        ("loss={name: em, em_share: 0}", "loss.em_share"),
+        ("loss={name: em, em_share: 1.1}", "loss.em_share"),
+        ("loss.focal_alpha=1.5", "loss.focal_alpha"),
+        ("loss.focal_gamma=-1", "loss.focal_gamma"),
+        ("loss.asl_margin=1", "loss.asl_margin"),
+        ("loss.dice_smooth=0", "loss.dice_smooth"),
+        ("loss.db_lambda=0", "loss.db_lambda"),
+        ("loss.db_focal_alpha=-0.1", "loss.db_focal_alpha"),
+        ("baseline.tress=10", "baseline.tress: unknown key; did you mean trees?"),
+        ("baseline.trees=0", "baseline.trees"),
+        ("baseline.min_split=1", "baseline.min_split"),
+        ("baseline.min_leaf=0", "baseline.min_leaf"),
+        ("baseline.max_depth=0", "baseline.max_depth"),
+        ("baseline.bags=0", "baseline.bags"),
+        ("baseline.iterations=0", "baseline.iterations"),
+        ("baseline.kernel=poly", "baseline.kernel"),
+        ("baseline.C=0", "baseline.C"),
+    ],
+)
+def test_labels_losses_and_baselines_that_cannot_be(write: Any, override: str, expected: str) -> None:
+    assert expected in refusal(write(SMALLEST), override)
+
+
+def test_labels_losses_and_baselines_that_can_be(write: Any) -> None:
+    path = write(SMALLEST)
+    config = load_config(path, ["labels={columns: a, nested: [[a, b], [a, c]], threshold: 0.3, groups: lang}"])
+    assert (config.labels.columns, config.labels.groups) == (("a",), ("lang",))
+    assert (config.labels.nested, config.labels.threshold) == ((("a", "b"), ("a", "c")), 0.3)
+    assert load_config(path, ["labels.threshold=best"]).labels.threshold == "best"
+    assert load_config(path, ["loss={name: em, em_warmup: 0}"]).loss.em_warmup == 0
+    assert load_config(path, ["loss.pos_weight=7.5"]).loss.pos_weight == 7.5
+    assert load_config(path, ["loss={name: focal, focal_alpha: null}"]).loss.focal_alpha is None
+    assert load_config(path, ["baseline={C: 0.5, max_depth: null}"]).baseline.C == 0.5
+
+
+@pytest.mark.parametrize(
+    ("model", "is_tagger", "is_baseline"),
+    [("linear", True, False), ("classifier", False, False), ("svm", False, True)],
+)
+def test_what_a_model_learns(write: Any, model: str, is_tagger: bool, is_baseline: bool) -> None:
+    train = load_config(write(SMALLEST), [f"train.model={model}"]).train
+    assert (train.is_tagger, train.is_baseline) == (is_tagger, is_baseline)
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,31 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
+import json
+import shutil
 import zipfile
 from collections import Counter
 
 import pytest
 import torch
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalemine import models as module
-from scalemine.config import InputError
-from scalemine.models import device_name, find_model, length_batches, model_fingerprint, precision_name
+from scalemine.config import EncoderConfig, InputError
+from scalemine.models import (
+    device_name,
+    encoder_settings,
+    find_model,
+    first_line,
+    length_batches,
+    load_tokenizer,
+    max_positions,
+    model_fingerprint,
+    precision_name,
+)
+from training.tiny import POSITIONS, make_bert, write_bert
 
 
 def failure(name: str) -> str:
@@ -182,3 +196,84 @@ def test_no_cuda_device(monkeypatch):
     assert device_name("auto") == "cpu"
     with pytest.raises(InputError, match=r"^train.device: cuda:1 wanted"):
         device_name("cuda:1", key="train.device")
+
+
+def test_an_encoder_reads_as_many_tokens_as_it_has_positions():
+    assert max_positions(make_bert()) == POSITIONS
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = transformers.RobertaConfig(vocab_size=9, max_position_embeddings=34, pad_token_id=1, **sizes)
+    roberta = transformers.RobertaModel(config).eval()
+    most = max_positions(roberta)
+    assert most == 32
+    roberta(torch.full((1, most), 5))
+    with pytest.raises((IndexError, RuntimeError), match="ind"):
+        roberta(torch.full((1, most + 1), 5))
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return write_bert(tmp_path_factory.mktemp("bert"))
+
+
+@pytest.fixture
+def copied(bert, tmp_path):
+    return shutil.copytree(bert, tmp_path / "copied")
+
+
+def test_a_tokeniser_is_loaded(bert):
+    tokenizer = load_tokenizer(bert, key="train.encoder")
+    words = tokenizer.convert_ids_to_tokens(tokenizer("Fire near the bridge")["input_ids"])
+    assert words == ["[CLS]", "fire", "near", "the", "bridge", "[SEP]"]
+
+
+def test_a_folder_without_a_tokeniser(copied):
+    for name in ("tokenizer.json", "vocab.txt"):
+        (copied / name).unlink(missing_ok=True)
+    with pytest.raises(InputError, match=r"^train\.encoder: .*copied holds no tokeniser; copy the whole folder$"):
+        load_tokenizer(copied, key="train.encoder")
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_tokeniser_that_is_damaged(copied, name):
+    (copied / name).write_text('{"a": ')
+    with pytest.raises(InputError, match=r"^train\.encoder: the tokeniser of .*copied cannot be loaded: ") as caught:
+        load_tokenizer(copied, key="train.encoder")
+    assert "\n" not in str(caught.value)
+
+
+def test_the_code_of_a_tokeniser_is_not_run(copied):
+    content = json.loads((copied / "tokenizer_config.json").read_text())
+    content |= {"auto_map": {"AutoTokenizer": ["code.Tokenizer", "code.Tokenizer"]}, "tokenizer_class": "Tokenizer"}
+    (copied / "tokenizer_config.json").write_text(json.dumps(content))
+    (copied / "code.py").write_text(f"open({str(copied / 'ran')!r}, 'w')\nclass Tokenizer: pass\n")
+    try:
+        tokenizer = load_tokenizer(copied, key="train.encoder")
+    except InputError as error:
+        assert "\n" not in str(error)  # noqa: PT017  either is well
+    else:
+        assert type(tokenizer).__module__.startswith("transformers.")
+    assert not (copied / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [(ValueError("\n one\ntwo"), "one"), (ValueError(), "ValueError"), (OSError(" \n"), "OSError")],
+)
+def test_the_first_line_of_an_error(error, expected):
+    assert first_line(error) == expected
+
+
+def test_settings_change_with_what_decides(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(b"one")
+
+    def settings_with(**changes):
+        values = {"model": str(tmp_path), "device": "cpu", "precision": "float32"}
+        return encoder_settings(EncoderConfig(**(values | changes)))
+
+    before = settings_with()
+    assert before == settings_with(batch_tokens=999) == settings_with(keep_embeddings=False)
+    for changed in ({"max_length": 64}, {"normaliser": "bertweet"}, {"precision": "bfloat16"}):
+        assert settings_with(**changed) != before
+    (tmp_path / "model.safetensors").write_bytes(b"two")
+    assert settings_with() != before

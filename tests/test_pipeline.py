@@ -907,6 +907,7 @@ def assert_bands_by_oracle(workdir: Path, positives: list[tuple[str, str]], max_
         assert row["band"] == 4 or abs(z) < row["band"] + 0.02
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_bands_of_real_tweets(data_folder: Path, tmp_path: Path) -> None:
     tweets = pq.read_table(data_folder / "corpus.parquet").slice(100_000, 2_000)

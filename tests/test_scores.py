@@ -17,7 +17,7 @@ from scalemine.executor import InlineExecutor
 from scalemine.mining.mine import ScoredCorpus
 from scalemine.mining.probe import Probe
 from scalemine.scores import LEAST_Z, fingerprint_of, score_candidates
-from scalemine.training import tagger
+from scalemine.training.tagging import tagger
 from scalemine.training.tagging.tagger import TaggedSpan
 
 DIM = 12

@@ -71,36 +71,6 @@ def test_vectors_keep_the_order_of_the_corpus(corpus, files, notes):
     assert files.missing() == []
 
 
-def test_vectors_at_places_keep_the_order_asked_for(corpus, files, notes):
-    encode(corpus, files, notes)
-    places = [(shard.name, row) for shard in corpus.shards for row in range(shard.num_rows)]
-    places = [places[i] for i in np.random.default_rng(2).permutation(len(places))]
-    places += places[:3]  # one place may be asked for again
-    found = files.at(places)
-    assert found.dtype == np.float16
-    tables = {shard.name: corpus.read(shard).to_pylist() for shard in corpus.shards}
-    expected = [
-        oracles.fake_vector(tables[shard][row]["text"].strip(), DIM).astype(np.float16) for shard, row in places
-    ]
-    assert np.array_equal(found, expected)
-    assert np.array_equal(files.at(places[7:8]), found[7:8])
-
-
-def test_vectors_at_places_open_each_shard_once(corpus, files, notes, monkeypatch):
-    encode(corpus, files, notes)
-    opened = []
-    vectors = Embeddings.vectors
-
-    def spy(self, shard):
-        opened.append(shard.name)
-        return vectors(self, shard)
-
-    monkeypatch.setattr(Embeddings, "vectors", spy)
-    first, second = corpus.shards[0].name, corpus.shards[2].name
-    files.at([(second, 1), (first, 0), (second, 0), (first, 3)])
-    assert sorted(opened) == [first, second]
-
-
 def test_copies_are_encoded_once_per_shard(corpus, files, notes):
     encode(corpus, files, notes)
     per_shard = [{text.strip() for text in corpus.read(shard)["text"].to_pylist()} for shard in corpus.shards]
@@ -137,12 +107,6 @@ def test_resume_does_only_what_is_missing(corpus, files, notes):
     texts = [{text.strip() for text in corpus.read(shard)["text"].to_pylist()} for shard in (unfinished, torn)]
     assert oracles.noted(notes) == sorted([*texts[0], *texts[1]])
     assert {shard.name: files.path(shard).read_bytes() for shard in corpus.shards} == before
-
-
-def test_missing_are_the_largest_first(corpus, files):
-    sizes = [shard.num_rows for shard in files.missing()]
-    assert sizes == sorted(sizes, reverse=True)
-    assert len(sizes) == len(corpus.shards)
 
 
 def test_shard_of_other_content_is_missing(corpus, files, notes, tmp_path):

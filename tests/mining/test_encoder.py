@@ -12,7 +12,7 @@ import torch
 from scalemine import models
 from scalemine.config import EncoderConfig, InputError
 from scalemine.mining.encoder import MIN_BATCH_TOKENS, load_encoder
-from scalemine.models import encoder_settings, find_model
+from scalemine.models import find_model
 
 TEXTS = [
     "Flood water in the streets of the old town, please stay away from the river",
@@ -230,17 +230,6 @@ def test_weights_of_another_sum_are_refused(monkeypatch):
 def test_no_cuda_device(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert "no CUDA device" in failure(load_encoder, config(device="cuda:0"))
-
-
-def test_settings_change_with_what_decides(copied, monkeypatch):
-    (copied / "model.safetensors").write_bytes(b"one")
-    model = str(copied)
-    before = encoder_settings(config(model=model))
-    assert before == encoder_settings(config(model=model, batch_tokens=999))
-    for changed in ({"max_length": 64}, {"normaliser": "bertweet"}, {"precision": "bfloat16"}):
-        assert encoder_settings(config(model=model, **changed)) != before
-    (copied / "model.safetensors").write_bytes(b"two")
-    assert encoder_settings(config(model=model)) != before
 
 
 def test_importing_it_loads_no_model_library():

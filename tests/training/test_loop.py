@@ -254,6 +254,42 @@ def test_rates_are_compared_in_number_and_value_and_group():
         check_rates(rates[4:], 4, [0.1, 0.5], falling, 6)
 
 
+def test_each_epoch_is_begun_once(tmp_path):
+    task = Regression(scores=[0.5, 0.1, 0.1, 0.1])
+    run(task, tmp_path, epochs=9, patience=2)
+    assert task.epochs == [0, 1, 2]
+
+
+@pytest.mark.parametrize("stop_after", [1, 5, 6, 7])
+def test_the_epoch_that_is_gone_on_with_is_begun_again(tmp_path, stop_after):
+    """Before its first batch, and with the batches that are left; six make an epoch."""
+    unbroken = Regression()
+    run(unbroken, tmp_path / "unbroken")
+    signals, steps = StopSignals(), []
+
+    def stop(rows):
+        steps.append(rows)
+        signals.requested = signals.requested or len(steps) == stop_after
+
+    class Noting(Regression):
+        def begin_epoch(self, epoch, folder, accelerator):
+            super().begin_epoch(epoch, folder, accelerator)
+            begun.append((epoch, folder, accelerator.num_processes, len(self.seen)))
+
+    begun: list = []
+    broken, again = Noting(), Noting()
+    with pytest.raises(Stopped):
+        run(broken, tmp_path / "broken", signals=signals, on_step=stop)
+    begun.clear()
+    run(again, tmp_path / "broken")
+    made = len(broken.seen)
+    first = (made - 1) // 6  # with its last batch made, it is still to be scored
+    assert [epoch for epoch, *_ in begun] == list(range(first, 3))
+    assert [seen for *_, seen in begun] == [0, *((epoch * 6) - made for epoch in range(first + 1, 3))]
+    assert {(folder, processes) for _, folder, processes, _ in begun} == {(tmp_path / "broken", 1)}
+    assert broken.seen + again.seen == unbroken.seen
+
+
 @pytest.mark.parametrize(
     ("schedule", "warmup", "expected"),
     [

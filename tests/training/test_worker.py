@@ -11,7 +11,8 @@ from filelock import FileLock
 
 from scalemine.config import Config
 from scalemine.training import worker
-from scalemine.training.runs import FAILURE, LOCK, STOPPED, read_result
+from scalemine.training.processes import FAILURE, LOCK, STOPPED
+from scalemine.training.runs import read_result
 
 
 @pytest.fixture

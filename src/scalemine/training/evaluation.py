@@ -86,6 +86,6 @@ def evaluate_classifier(model: str, uris: Sequence[str], *, num_bootstrap: int) 
                 prior_C=[priors[label] for label in labels],
                 thresholds_C=[classifier.thresholds[label] for label in labels],
                 groups={name: examples.values(name, every) for name in reading.groups if name in examples.columns},
-                num_bootstrap=num_bootstrap,
+                num_bootstrap=num_bootstrap, seed=classifier.info["training"]["seed"],
             )  # fmt: skip
     return scores

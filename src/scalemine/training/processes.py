@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -22,10 +24,14 @@ from scalemine.executor import Stopped, StopSignals, num_cores, ray_session
 from scalemine.models import device_name, precision_name
 from scalemine.store import Stage, read_json, write_json
 
+logger = logging.getLogger(__name__)
+
 # How long processes may take to end by themselves when one of them has failed.
 GRACE_SECONDS = 2.0
 # What passes between the processes of a run and who started them; hidden, as it is no result.
-SPEC, FAILURE, STOPPED, STOP, LOCK = ".spec.json", ".failure.json", ".stopped", ".stop", ".run.lock"
+SPEC, FAILURE, STOPPED, LOCK = ".spec.json", ".failure.json", ".stopped", ".run.lock"
+# With Ray also: that a process is at work, that they are to stop, and Ray's own files.
+BEGUN, STOP, RAY = ".begun", ".stop", ".ray"
 
 
 def make_accelerator(config: Config, folder: Path, settings: Mapping[str, Any]) -> Accelerator:
@@ -57,6 +63,15 @@ def make_accelerator(config: Config, folder: Path, settings: Mapping[str, Any]) 
     return accelerator
 
 
+def threads_of_process(config: Config) -> int:
+    """Return how many threads a process of a run computes with: as configured, or its share of this machine's cores."""
+    if config.compute.threads is not None:
+        return config.compute.threads
+    # The nodes of a cluster are not this machine.
+    is_here = config.compute.executor != "ray" or config.train.processes == 1 or config.compute.address == "local"
+    return max(1, num_cores() // config.train.processes) if is_here else 1
+
+
 def launch(config: Config, fold: int | None, stage: Stage, signals: StopSignals | None) -> None:
     """Do one run with several processes; a request to stop is passed on to them once.
 
@@ -66,13 +81,15 @@ def launch(config: Config, fold: int | None, stage: Stage, signals: StopSignals 
         Stopped: A signal asked for it; the processes have written a checkpoint.
     """
     spec, failure, stopped = (stage.file(name) for name in (SPEC, FAILURE, STOPPED))
-    for left in (failure, stopped, stage.file(STOP)):
+    for left in (failure, stopped):
         left.unlink(missing_ok=True)
     absolute = config.model_copy(update={"workdir": config.workdir.absolute()})
     write_json(spec, {"config": absolute.model_dump(mode="json"), "fold": fold, "folder": str(stage.folder.absolute())})
     on_ray = config.compute.executor == "ray"
-    said = _run_by_ray(config, stage, signals) if on_ray else _run_here(config, spec, signals)
-    spec.unlink(missing_ok=True)
+    try:
+        said = _run_by_ray(config, stage, signals) if on_ray else _run_here(config, spec, signals)
+    finally:
+        spec.unlink(missing_ok=True)
     if stopped.exists():
         stopped.unlink()
         raise Stopped
@@ -113,7 +130,7 @@ def _start_workers(config: Config, spec: Path) -> list[subprocess.Popen[bytes]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {
-        "OMP_NUM_THREADS": str(config.compute.threads or max(1, num_cores() // world)),
+        "OMP_NUM_THREADS": str(threads_of_process(config)),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(world),
@@ -130,50 +147,76 @@ def _start_workers(config: Config, spec: Path) -> list[subprocess.Popen[bytes]]:
 
 def _run_by_ray(config: Config, stage: Stage, signals: StopSignals | None) -> str | None:
     """Run the processes over the nodes of a Ray cluster, which all see the workdir; as ``_run_here``."""
-    threads = config.compute.threads or 1
-    with ray_session(config.compute, num_cpus=config.train.processes * threads):
-        import ray.train
-        from ray.train.torch import TorchConfig, TorchTrainer
+    threads = threads_of_process(config)
+    begun, stop, own = (stage.file(name) for name in (BEGUN, STOP, RAY))
+    for left in (begun, stop):
+        left.unlink(missing_ok=True)
+    errors: list[BaseException] = []
+    try:
+        with ray_session(config.compute, num_cpus=config.train.processes * threads):
+            trainer = _make_ray_trainer(config, stage, threads)
 
-        on_gpu = ray.cluster_resources().get("GPU", 0) > 0 and config.train.device != "cpu"
-        trainer = TorchTrainer(
-            _work_in_ray,
-            train_loop_config={"spec": str(stage.file(SPEC).absolute()), "threads": threads},
-            torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
-            scaling_config=ray.train.ScalingConfig(
-                num_workers=config.train.processes,
-                use_gpu=on_gpu,
-                resources_per_worker={"CPU": threads, **({"GPU": 1} if on_gpu else {})},
-            ),
-            # Its own files are of no use to us: what is resumed is our checkpoint.
-            run_config=ray.train.RunConfig(
-                name=f"{stage.fingerprint}-{os.getpid()}", storage_path=str(stage.file(".ray").absolute())
-            ),
-        )
-        errors: list[BaseException] = []
+            def fit() -> None:
+                try:
+                    trainer.fit()
+                except Exception as error:  # noqa: BLE001  whatever ended the run is said by the caller
+                    errors.append(error)
 
-        def fit() -> None:
-            try:
-                trainer.fit()
-            except Exception as error:  # noqa: BLE001  whatever ended the run is said by the caller
-                errors.append(error)
-
-        thread = threading.Thread(target=fit, daemon=True)
-        thread.start()
-        while thread.is_alive():
-            if signals is not None and signals.requested:
-                stage.file(STOP).touch()
-            thread.join(0.5)
-    stage.file(STOP).unlink(missing_ok=True)
+            thread = threading.Thread(target=fit, daemon=True)
+            thread.start()
+            while thread.is_alive():
+                if signals is not None and signals.requested:
+                    if not begun.exists():  # still waiting for its place: nothing is lost
+                        raise Stopped
+                    stop.touch()
+                thread.join(0.5)
+    finally:
+        for left in (begun, stop):
+            left.unlink(missing_ok=True)
+        shutil.rmtree(own, ignore_errors=True)  # a process that was interrupted may still write there
     return f"Ray Train failed: {str(errors[0]).strip().splitlines()[-1]}" if errors else None
+
+
+def _make_ray_trainer(config: Config, stage: Stage, threads: int) -> Any:  # noqa: ANN401  of Ray
+    """Return what runs ``_work_in_ray`` in each process.
+
+    Raises:
+        InputError: This machine has too few GPUs.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    world, there = config.train.processes, ray.cluster_resources()
+    on_gpu = there.get("GPU", 0) > 0 and config.train.device != "cpu"
+    of_each = {"CPU": threads, **({"GPU": 1} if on_gpu else {})}
+    for name, amount in of_each.items():
+        if there.get(name, 0) < world * amount:
+            said = f"train.processes: {world} want {world * amount} {name}s, and there are {there.get(name, 0):g}"
+            if config.compute.address == "local":
+                raise InputError(said)
+            logger.warning("%s: waiting until the cluster has them", said)
+    return TorchTrainer(
+        _work_in_ray,
+        train_loop_config={"spec": str(stage.file(SPEC).absolute()), "threads": threads},
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(num_workers=world, use_gpu=on_gpu, resources_per_worker=of_each),
+        # Its own files are of no use to us: what is resumed is our checkpoint.
+        run_config=ray.train.RunConfig(
+            name=f"{stage.fingerprint}-{os.getpid()}", storage_path=str(stage.file(RAY).absolute())
+        ),
+    )
 
 
 def _work_in_ray(given: dict[str, Any]) -> None:
     """Do one process's part; the environment says which it is."""
     os.environ["OMP_NUM_THREADS"] = str(given["threads"])
+    spec = Path(given["spec"])
+    spec.with_name(BEGUN).touch()
     from scalemine.training.worker import work
 
-    work(Path(given["spec"]), _StopFile(Path(given["spec"]).with_name(STOP)))
+    if not work(spec, _StopFile(spec.with_name(STOP))):
+        # Ray ends the others, which would wait for this one for ever.
+        raise RuntimeError("what was wrong is said in a file")
 
 
 class _StopFile:

@@ -23,6 +23,7 @@ import scalemine
 from scalemine.config import EncoderConfig, InputError, TrainConfig
 from scalemine.models import precision_name
 from scalemine.store import FILE_MODE
+from scalemine.training.multilabel.classifier import Classifier
 from scalemine.training.tagging import tagger as module
 from scalemine.training.tagging.encoders import load_words
 from scalemine.training.tagging.labels import spans_of_tags, tag_names, word_offsets
@@ -508,9 +509,9 @@ def test_what_the_hub_does_not_have(hub, name):
 # What the package gives
 
 
-def test_the_package_gives_the_tagger():
-    assert scalemine.Tagger is Tagger
-    assert scalemine.__all__ == ["Tagger"]
+def test_the_package_gives_the_models():
+    assert (scalemine.Tagger, scalemine.Classifier) == (Tagger, Classifier)
+    assert scalemine.__all__ == ["Classifier", "Tagger"]
     with pytest.raises(AttributeError, match="module 'scalemine' has no attribute 'Digger'"):
         _ = scalemine.Digger
     assert not hasattr(scalemine, "Digger")

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from numpy.typing import NDArray
 
 from scalemine.config import Config
-from scalemine.executor import ShowProgress, StopRequest, StopSignals, num_cores, silent
+from scalemine.executor import ShowProgress, StopRequest, StopSignals, silent
 from scalemine.models import device_name, find_model, load_tokenizer, model_fingerprint, precision_name
 from scalemine.store import read_json
 from scalemine.training.family import (
@@ -43,7 +43,7 @@ from scalemine.training.multilabel.first_tokens import check_first_tokens, with_
 from scalemine.training.multilabel.losses import LabelCounts, LabelLoss
 from scalemine.training.multilabel.network import ClassifierNetwork, load_network
 from scalemine.training.multilabel.task import ClassifierTask, predict_logits, selection
-from scalemine.training.processes import make_accelerator
+from scalemine.training.processes import make_accelerator, threads_of_process
 from scalemine.training.splits import Rows, Split
 
 
@@ -90,7 +90,7 @@ class ClassifierTrainer:
     def __init__(self, config: Config, data: Data[Examples], split: Split, folder: Path) -> None:
         self.config, self.folder = config, folder
         self.tweets = LabelSets(config, data, split)
-        torch.set_num_threads(config.compute.threads or max(1, num_cores() // config.train.processes))
+        torch.set_num_threads(threads_of_process(config))
         self.accelerator: Accelerator = make_accelerator(config, folder, run_settings(config, ClassifierFamily()))
         self.tokenizer = load_tokenizer(_encoder_folder(config), key="train.encoder")
         self.pad_id = int(self.tokenizer.pad_token_id or 0)

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 
 from scalemine.config import Config, InputError
-from scalemine.executor import ShowProgress, StopRequest, StopSignals, num_cores, silent
+from scalemine.executor import ShowProgress, StopRequest, StopSignals, silent
 from scalemine.models import find_model, model_fingerprint
 from scalemine.store import Workdir, file_sha256, read_json
 from scalemine.training.family import (
@@ -29,7 +29,7 @@ from scalemine.training.family import (
     run_settings,
 )
 from scalemine.training.loop import Fit, Plan, Progress, fit
-from scalemine.training.processes import make_accelerator
+from scalemine.training.processes import make_accelerator, threads_of_process
 from scalemine.training.splits import Rows, Split
 from scalemine.training.tagging.datasets import Dataset, Document, check_types, read_dataset
 from scalemine.training.tagging.encoders import load_words
@@ -139,7 +139,7 @@ class _Trainer:
     def __init__(self, config: Config, data: Data[Dataset], split: Split, folder: Path) -> None:
         self.config, self.data, self.split, self.folder = config, data, split, folder
         options = config.train
-        torch.set_num_threads(config.compute.threads or max(1, num_cores() // options.processes))
+        torch.set_num_threads(threads_of_process(config))
         self.accelerator = make_accelerator(config, folder, run_settings(config, TaggerFamily()))
         self.tags = tag_names(data.train.types)
         self.train_documents = [data.train.documents[row] for row in split.train]
