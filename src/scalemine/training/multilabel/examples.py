@@ -87,13 +87,13 @@ class Examples:
     def _maps(self) -> list[tuple[Int8, NDArray[np.float32]]]:
         """Targets and weights of each shard, memory-mapped."""
         tables = [self.targets.read(shard) for shard in self.corpus.shards]
-        return [(matrix(table["targets"])[0], table["weight"].combine_chunks().to_numpy()) for table in tables]
+        return [(matrix(table["targets"])[0], _mapped(table["weight"]).to_numpy()) for table in tables]
 
     @cached_property
     def _ids(self) -> list[tuple[NDArray[np.int64], NDArray[np.int32]]]:
         """Where the tokens of each tweet begin, and the tokens, of each shard, memory-mapped."""
         assert self.tokens is not None
-        columns = [self.tokens.read(shard)["ids"].combine_chunks() for shard in self.corpus.shards]
+        columns = [_mapped(self.tokens.read(shard)["ids"]) for shard in self.corpus.shards]
         return [(column.offsets.to_numpy(), column.values.to_numpy()) for column in columns]
 
     @cached_property
@@ -166,6 +166,11 @@ class Examples:
             (targets_NC == UNKNOWN).all(axis=1).tolist(),
             {name: self.values(name, every) for name in self.columns},
         )
+
+
+def _mapped(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array; of one chunk, as files of shards have it, without the copy of combine_chunks."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
 
 def read_examples(
