@@ -91,6 +91,8 @@ class LabelFamily:
 
     def check_split(self, config: Config, data: Data[Examples], split: Split) -> None:
         """Refuse a split without a known positive to learn from, or to choose the epoch by."""
+        if data.dev is not None and not (data.dev.targets_of() == POSITIVE).any():
+            raise InputError(f"train.dev_uri: {data.dev.uri}: no tweet bears a label, so it cannot choose the epoch")
         chooses = split.held_out if config.train.stop_on == "test" else split.dev
         for what, rows in (("to train on", split.train), ("to choose the epoch on", chooses)):
             if len(rows) and not (data.train.targets_of(rows) == POSITIVE).any():
