@@ -502,8 +502,10 @@ def check_labels(examples: Examples, key: str) -> None:
     """Refuse labels that no training tweet bears, and say which ones too few bear.
 
     Raises:
-        InputError: No tweet, or every tweet, bears a label.
+        InputError: No tweet bears a label, or none has a weight.
     """
+    if not examples.weights_of().any():
+        raise InputError(f"{key}: {examples.uri}: every tweet weighs 0, so nothing can be learnt; see labels.weight")
     targets_NC = examples.targets_of()
     positives_C, known_C = (targets_NC == POSITIVE).sum(0), (targets_NC != UNKNOWN).sum(0)
     for label, positives, known in zip(examples.labels, positives_C.tolist(), known_C.tolist(), strict=True):
