@@ -47,12 +47,9 @@ def config(data: Path, workdir: Path, model: str = "logistic_regression", **trai
         "train_uri": str(data / "train.parquet"), "test_uris": {"test": str(data / "test.parquet")}, "model": model,
         "bootstrap": 10, "device": "cpu", "group_by": [], "dev_share": 0.3,
     }  # fmt: skip
-    return Config.model_validate(
-        {
-            "workdir": str(workdir), "compute": {"threads": 1}, "encoder": {"model": str(data / "bert"), "device": "cpu"},
-            "baseline": {"trees": 20}, "train": values | train,
-        }
-    )  # fmt: skip
+    encoder = {"model": str(data / "bert"), "device": "cpu"}
+    sections = {"encoder": encoder, "baseline": {"trees": 20}, "compute": {"threads": 1}}
+    return Config.model_validate({"workdir": str(workdir), "train": values | train} | sections)
 
 
 def vector(text: str) -> list[float]:
@@ -90,7 +87,8 @@ def test_learns_what_embeddings_tell(data, tmp_path, model):
     labels, targets_NC, scores_NC = read_predictions(folder / "predictions" / "test.parquet")
     assert labels == LABELS
     ids = pq.read_table(folder / "predictions" / "test.parquet")["id"].to_pylist()
-    truth = {row["id"]: [int(label in row["labels"]) for label in LABELS] for row in pq.read_table(data / "test.parquet").to_pylist()}  # fmt: skip
+    rows = pq.read_table(data / "test.parquet").to_pylist()
+    truth = {row["id"]: [int(label in row["labels"]) for label in LABELS] for row in rows}
     assert targets_NC.tolist() == [truth[one] for one in ids]
     assert ((scores_NC >= 0) & (scores_NC <= 1)).all()
 
@@ -164,5 +162,6 @@ def test_a_stop_is_heeded_between_labels(data, tmp_path):
 
 
 def test_the_plan_says_what_would_be_done(data, tmp_path):
-    lines = describe_plan(config(data, tmp_path, name="run"))
+    lines = describe_plan(config(data, tmp_path / "work", name="run"))
     assert any(line.startswith("run: 63 tweets, 27 of dev, 0 held out: to do") for line in lines), lines
+    assert not (tmp_path / "work").exists()

@@ -141,9 +141,10 @@ def test_scores_of_groups_and_languages(files):
     assert set(found["groups"]) == {"lang"}
     assert "groups" not in brief({"dev": found})["dev"]
     assert brief({"dev": found})["dev"]["prior"] == found["prior"]
-    assert sets_of(files, split([0, 1]), dev_uri=str(files / "dev.parquet")).score("test", scores_NC, [0.5] * 3)[
-        "groups"
-    ] == {}
+    assert (
+        sets_of(files, split([0, 1]), dev_uri=str(files / "dev.parquet")).score("test", scores_NC, [0.5] * 3)["groups"]
+        == {}
+    )
 
 
 # What is refused

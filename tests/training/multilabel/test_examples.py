@@ -155,11 +155,13 @@ LISTS = st.sampled_from([None, "", "a", "a, b", "b,,c", '["a", "c"]', "[]", '[" 
 def test_values_are_read_as_an_oracle_reads_them(values, absent_unknown):
     absent = "unknown" if absent_unknown else "negative"
     names = ["x", "y", "labels", "is_negative"]
-    columns = {name: pa.array(column, pa.string()) for name, column in zip(names, zip(*values, strict=True), strict=True)}
+    columns = {
+        name: pa.array(column, pa.string()) for name, column in zip(names, zip(*values, strict=True), strict=True)
+    }
     table = pa.table(columns | {"id": [str(number) for number in range(len(values))]})
     rows = []
-    for x, y, given, negative in values:
-        labels = json.loads(given) if (given or "").startswith("[") else (given or "").split(",")
+    for x, y, listed, negative in values:
+        labels = json.loads(listed) if (listed or "").startswith("[") else (listed or "").split(",")
         stripped = {"x": (x or "").strip(), "y": (y or "").strip(), "is_negative": (negative or "").strip()}
         rows.append(stripped | {"labels": [label.strip() for label in labels]})
     for how, labels in (({"columns": ["x", "y"]}, ["y", "x"]), ({}, ["a", "b", "c"])):
@@ -215,6 +217,16 @@ def test_any_rows_are_those_of_an_oracle(tmp_path, small_shards, encoder):
     some = found.rows(np.array([9, 2]))
     assert (some.ids, some.texts) == (["t9", "t2"], [rows[9]["text"], rows[2]["text"]])
     assert some.columns == {"lang": [rows[9]["lang"], rows[2]["lang"]]}
+
+
+def test_shards_of_one_row(tmp_path, encoder, monkeypatch):
+    whole = read(write_file(tmp_path / "t.parquet", tweets(5)), tmp_path / "whole", tokenise=spec(encoder))
+    monkeypatch.setattr(module, "CorpusConfig", partial(CorpusConfig, rows_per_shard=1))
+    parts = read(tmp_path / "t.parquet", tmp_path / "parts", tokenise=spec(encoder))
+    assert (len(whole.corpus.shards), len(parts.corpus.shards)) == (1, 5)
+    assert np.array_equal(parts.targets_of([4, 0]), whole.targets_of([4, 0]))
+    assert parts.lengths.tolist() == whole.lengths.tolist()
+    assert num_cut(parts) == num_cut(whole)
 
 
 def test_targets_and_tokens_are_mapped_not_held(tmp_path, encoder):

@@ -46,15 +46,27 @@ _DEFAULT_THRESHOLD = 0.5
 
 
 def read_label_data(
-    config: Config, tokenise: TokeniserSpec | None, *, signals: StopSignals | None, show: ShowProgress
+    config: Config,
+    tokenise: TokeniserSpec | None,
+    *,
+    signals: StopSignals | None,
+    show: ShowProgress,
+    scratch: Path | None = None,
 ) -> Data[Examples]:
     """Read the labelled tweets that a configuration trains on, chooses the epoch on, and is tested on.
+
+    Args:
+        config: The configuration.
+        tokenise: How to tokenise; None: no tokens.
+        signals: A request to stop.
+        show: Shows progress.
+        scratch: Where imported tweets, targets and tokens go; None: into the workdir.
 
     Raises:
         InputError: A file or column is not there, a value is not what it should be, or labels do not fit.
     """
     files = find_files(config)
-    folder = Workdir(config.workdir.absolute()).examples
+    folder = scratch or Workdir(config.workdir.absolute()).examples
     keep = (*files.keep, *LANGUAGES)
     with contextlib.ExitStack() as stack:
         made: list[Executor] = []

@@ -51,13 +51,18 @@ class ClassifierFamily(LabelFamily):
     foreign_keys = TAGGER_KEYS
 
     def read(
-        self, config: Config, *, signals: StopSignals | None = None, show: ShowProgress = silent
+        self,
+        config: Config,
+        *,
+        signals: StopSignals | None = None,
+        show: ShowProgress = silent,
+        scratch: Path | None = None,
     ) -> Data[Examples]:
         """Read and tokenise the files."""
         folder = _encoder_folder(config)
         load_tokenizer(folder, key="train.encoder")  # said here in one line, rather than by a worker
         spec = TokeniserSpec(folder, model_fingerprint(folder), config.train.max_length, config.train.normaliser)
-        return read_label_data(config, spec, signals=signals, show=show)
+        return read_label_data(config, spec, signals=signals, show=show, scratch=scratch)
 
     def settings(self, config: Config) -> dict[str, Any]:
         """Return the encoder, the loss, and what the labels mean."""
