@@ -431,8 +431,7 @@ def _weights(table: pa.Table, config: LabelsConfig) -> NDArray[np.float32]:
             weights[value] = np.nan
         if not 0 <= weights[value] < np.inf:
             raise ValueError(f"{_said(table, config.weight, value)}; expected a number from 0")
-    weight_N = np.array([weights[value] for value in values], np.float32)
-    return weight_N
+    return np.array([weights[value] for value in values], np.float32)
 
 
 @dataclass(frozen=True)
