@@ -4,6 +4,7 @@ import csv
 import json
 import logging
 import random
+import time
 from functools import partial
 from pathlib import Path
 
@@ -255,6 +256,23 @@ def test_tokens_are_the_tokenisers_own(tmp_path, small_shards, encoder):
     cut = sum(len(ids) > 12 for ids in whole)
     assert 0 < cut < 60
     assert num_cut(found) == cut
+
+
+def test_threads_do_not_share_the_tokeniser_at_a_time(tmp_path, small_shards, encoder, monkeypatch):
+    """Whether it cuts is a state of the tokeniser, so a call beside another would change what that one does."""
+    real, inside, most = BertTokenizerFast.__call__, [], []
+
+    def call(self, *arguments, **options):
+        inside.append(1)
+        time.sleep(0.01)
+        most.append(len(inside))
+        inside.pop()
+        return real(self, *arguments, **options)
+
+    monkeypatch.setattr(BertTokenizerFast, "__call__", call)
+    read(write_file(tmp_path / "t.parquet", tweets(60)), tmp_path, tokenise=spec(encoder))
+    assert len(most) >= 9
+    assert max(most) == 1
 
 
 def test_a_text_without_tokens_has_one_all_the_same(tmp_path, encoder, monkeypatch):
