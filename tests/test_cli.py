@@ -21,6 +21,7 @@ import yaml
 
 from scalemine.cli import main
 from scalemine.store import Workdir, read_json
+from training.tiny import write_bert
 
 ROOT = Path(__file__).parents[1]
 
@@ -483,6 +484,160 @@ def test_train_evaluate_and_score(call: Any, tagged: Path, tmp_path: Path) -> No
     again = call("train", tagged)
     assert (again.code, again.out) == (0, trained.out)
     assert "quick: finished before" in again.err
+
+
+@pytest.fixture
+def labelled(tmp_path: Path) -> Path:
+    """Write labelled tweets, a tiny encoder, and the configuration of a quick classifier; return the last."""
+    for name, number in (("train", 60), ("test", 30)):
+        labels = [["fear"] if n % 2 else ["joy"] if n % 3 else [] for n in range(number)]
+        words = {"fear": "fire near", "joy": "shop", "": "bus"}
+        texts = [f"{words[one[0] if one else '']} {name} {n}" for n, one in enumerate(labels)]
+        table = {"id": [f"{name}{n}" for n in range(number)], "text": texts, "labels": labels}
+        pq.write_table(pa.table(table), tmp_path / f"{name}.parquet")
+    write_bert(tmp_path / "bert", num_hidden_layers=1)
+    train = {
+        "model": "classifier", "train_uri": str(tmp_path / "train.parquet"), "name": "quick", "epochs": 2,
+        "test_uris": {"test": str(tmp_path / "test.parquet")}, "max_length": 16, "lr": 3e-3, "head_lr": 0.01,
+        "device": "cpu", "precision": "float32", "group_by": [], "dev_share": 0.3, "bootstrap": 10,
+    }  # fmt: skip
+    encoder = {"model": str(tmp_path / "bert"), "device": "cpu", "precision": "float32", "max_length": 16}
+    settings = {"workdir": str(tmp_path / "work"), "train": train, "encoder": encoder, "compute": {"threads": 1}}
+    path = tmp_path / "labels.yaml"
+    path.write_text(yaml.safe_dump(settings | {"baseline": {"trees": 10}}))
+    return path
+
+
+def test_train_evaluate_and_publish_a_classifier(call: Any, labelled: Path, tmp_path: Path) -> None:
+    plan = call("train", labelled, "--dry-run")
+    assert plan.code == 0
+    assert "quick: 42 tweets, 18 of dev, 0 held out: to do" in plan.out
+    assert not (tmp_path / "work").exists()
+    trained = call("train", labelled)
+    assert trained.code == 0
+    assert re.search(r"^test +.*ROC", trained.out, re.MULTILINE)
+    run = tmp_path / "work" / "runs" / "quick"
+    for name in ("dev", "test"):
+        assert (run / f"roc-{name}.png").read_bytes().startswith(b"\x89PNG")
+    again = call("train", labelled)
+    assert (again.code, again.out) == (0, trained.out)
+    assert "quick: finished before" in again.err
+    assert "0 held out: finished" in call("train", labelled, "--dry-run").out
+    [result] = [read_json(run / "result.json")["metrics"]["test"]]
+    scored = call("evaluate", run, tmp_path / "test.parquet", "--json", "--bootstrap", 10)
+    [scores] = json.loads(scored.out).values()
+    assert scored.code == 0
+    assert scores["roc_auc"] == pytest.approx(result["roc_auc"], abs=1e-6)
+    assert scores["micro_f1"] == pytest.approx(result["micro_f1"])
+    shown = call("evaluate", run, tmp_path / "test.parquet", "--bootstrap", 10)
+    assert shown.code == 0
+    assert "fear" in shown.out and "joy" in shown.out
+    nothing = call("publish", run)
+    assert (nothing.code, "expected --onnx, --push NAME, or both" in nothing.refusal) == (2, True)
+
+
+@pytest.mark.slow
+def test_publish_writes_onnx(call: Any, labelled: Path, tmp_path: Path) -> None:
+    assert call("train", labelled, "--set", "train.epochs=1").code == 0
+    done = call("publish", tmp_path / "work" / "runs" / "quick", "--onnx")
+    assert done.code == 0, done.err
+    assert (tmp_path / "work" / "runs" / "quick" / "model" / "model.onnx").stat().st_size > 1_000
+
+
+@pytest.mark.parametrize("model", ["logistic_regression", "random_forest"])
+def test_train_a_baseline(
+    call: Any, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    change = ("--set", f"train.model={model}")
+    trained = call("train", labelled, *change)
+    assert trained.code == 0, trained.err
+    assert re.search(r"^test +.*ROC", trained.out, re.MULTILINE)
+    assert len(list((tmp_path / "work").rglob("embeddings-*/*.arrow"))) == 2
+    assert (tmp_path / "work" / "runs" / "quick" / "roc-test.png").exists()
+    monkeypatch.setattr("scalemine.frozen.encode_corpus", lambda *_, **__: pytest.fail("embedded again"))
+    other = call("train", labelled, *change, "--set", "train.name=other", "--set", "seed=1")
+    assert other.code == 0, other.err
+    assert (tmp_path / "work" / "runs" / "other" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "CONFIG", "--set", "labels.column=nowhere"], "train.train_uri: TRAIN: no column nowhere"),
+        (["train", "CONFIG", "--set", "labels.columns=[text]"], "train.train_uri: TRAIN: "),
+        (["train", "CONFIG", "--set", "labels.names=[riot]"], "no tweet bears the label 'riot'"),
+        (
+            ["train", "CONFIG", "--set", "train.test_uris={bad: BAD}"],
+            "train.test_uris.bad: BAD: column labels holds '['",
+        ),
+        (["train", "CONFIG", "--set", "train.max_length=999"], "train.max_length: "),
+        (["train", "CONFIG", "--set", "train.model=svm", "--set", "train.processes=2"], "train.processes: svm"),
+        (["train", "CONFIG", "--set", "labels.threshold=2"], "labels.threshold"),
+        (
+            ["map", "CONFIG", "--set", "train.train_uri=FEW", "--set", "train.test_uris={}"],
+            "FEW: a map needs at least 4 tweets, and there are 2",
+        ),
+        (["map", "CONFIG", "--set", "train.train_uri=nowhere.csv"], "nowhere.csv: matches no file"),
+        (["publish", "CONFIG", "--push", "me/it"], "no such folder"),
+    ],
+)
+def test_bad_input_of_classifiers(
+    call: Any, labelled: Path, tmp_path: Path, arguments: list[str], expected: str
+) -> None:
+    (tmp_path / "bad.csv").write_text("id,text,labels\n1,a b,[\n")
+    (tmp_path / "few.csv").write_text("id,text,labels\n1,a b,fear\n2,b c,\n")
+    names = {
+        "CONFIG": str(labelled), "TRAIN": str(tmp_path / "train.parquet"), "BAD": str(tmp_path / "bad.csv"),
+        "FEW": str(tmp_path / "few.csv"),
+    }  # fmt: skip
+
+    def named(text: str) -> str:
+        for name, path in names.items():
+            text = text.replace(name, path)
+        return text
+
+    ended = call(*map(named, arguments))
+    assert ended.code == 2, ended.err
+    assert named(expected) in ended.refusal
+
+
+def test_evaluate_refuses_tweets_without_the_models_labels(call: Any, labelled: Path, tmp_path: Path) -> None:
+    assert call("train", labelled, "--set", "train.epochs=1").code == 0
+    (tmp_path / "other.csv").write_text("id,text,labels\n1,a b,riot\n2,b c,\n")
+    run = tmp_path / "work" / "runs" / "quick"
+    ended = call("evaluate", run, tmp_path / "other.csv")
+    assert ended.code == 2
+    assert "no tweet bears one of the model's labels: fear, joy" in ended.refusal
+    (tmp_path / "other.csv").write_text("id,text\n1,a b\n")
+    ended = call("evaluate", run, tmp_path / "other.csv")
+    assert ended.code == 2
+    assert "other.csv: no column labels" in ended.refusal
+
+
+def test_map_draws_the_training_tweets(
+    call: Any, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scalemine.training.multilabel import projection
+
+    def on_a_line(vectors_ND: Any, *, seed: int, max_rows: int) -> projection.Projection:
+        rows_M = projection.drawn_rows(len(vectors_ND), max_rows, seed)
+        return projection.Projection(rows_M, vectors_ND[rows_M, :2].astype("float32"))
+
+    monkeypatch.setattr(projection, "project", on_a_line)
+    drawn = call("map", labelled, "--max", 25)
+    assert drawn.code == 0, drawn.err
+    assert drawn.out.startswith("25 tweets on ")
+    page = (tmp_path / "work" / "map.html").read_text()
+    texts = pq.read_table(tmp_path / "train.parquet")["text"].to_pylist()
+    assert sum(text in page for text in texts) >= 25
+    assert (tmp_path / "work" / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.slow
+def test_map_by_umap(call: Any, labelled: Path, tmp_path: Path) -> None:
+    drawn = call("map", labelled)
+    assert drawn.code == 0, drawn.err
+    assert {path.name for path in (tmp_path / "work").glob("map.*")} == {"map.html", "map.png"}
 
 
 def test_score_of_files(call: Any, tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ def embed_examples(config: Config, *, signals: StopSignals, show: ShowProgress =
     precision = encoder_settings(config.encoder)["encoder.precision"]
     data = BaselineFamily().read(config, signals=signals, show=show)
     every = [data.train, *([data.dev] if data.dev else []), *data.tests.values()]
-    todo = [examples for examples in every if open_embeddings(config, examples).missing()]
+    apart = {examples.corpus.folder: examples for examples in every}.values()  # one file may be there twice
+    todo = [examples for examples in apart if open_embeddings(config, examples).missing()]
     if not todo:
         return data
     wants_gpu = config.encoder.device != "cpu"

@@ -8,10 +8,13 @@ import unicodedata
 from html.parser import HTMLParser
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from matplotlib.image import imread
 from rich.cells import cell_len
 from rich.console import Console
+from sklearn.metrics import roc_auc_score
 
 from browser import chromium, needs_chromium
 from scalemine.config import InputError
@@ -24,6 +27,7 @@ from scalemine.report.labels import (
     roc_figure,
     runs_table,
     summary_table,
+    write_roc_figures,
 )
 from scalemine.training.multilabel.projection import Projection
 
@@ -180,6 +184,48 @@ def test_roc_figures_are_written_and_the_same_each_time(number, tmp_path):
     if number == 10:
         roc_figure(curves, two)
         assert one.read_bytes() == two.read_bytes()
+
+
+def test_roc_figures_of_a_run_are_of_what_it_predicted(tmp_path, monkeypatch):
+    chance = np.random.default_rng(0)
+    expected = {}
+    for name in ("dev", "test", "unknown"):
+        targets = chance.integers(-1, 2, (50, 3)).astype(np.int8)
+        targets[:, 2] = 1 if name == "test" else targets[:, 2]  # without a negative there is no curve
+        targets = np.full_like(targets, -1) if name == "unknown" else targets
+        values = chance.random((50, 3), np.float32)
+        columns = {
+            kind: pa.FixedSizeListArray.from_arrays(pa.array(array.reshape(-1)), 3)
+            for kind, array in (("targets", targets), ("scores", values))
+        }
+        path = tmp_path / "predictions" / f"{name}.parquet"
+        path.parent.mkdir(exist_ok=True)
+        pq.write_table(pa.table(columns).replace_schema_metadata({"labels": "fear\njoy\npain"}), path)
+        known = [targets[:, label] >= 0 for label in range(3)]
+        expected[name] = {
+            label: roc_auc_score(targets[known[place], place], values[known[place], place])
+            for place, label in enumerate(("fear", "joy", "pain"))
+            if len(set(targets[known[place], place])) == 2
+        }
+    drawn = {}
+    real = module.roc_figure
+
+    def see(curves, path):
+        drawn[path.stem] = {label: auc for label, (_, _, auc) in curves.items()}
+        real(curves, path)
+
+    monkeypatch.setattr(module, "roc_figure", see)
+    write_roc_figures(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"roc-dev.png", "roc-test.png"}
+    assert drawn == {f"roc-{name}": pytest.approx(expected[name]) for name in ("dev", "test")}
+    assert sorted(drawn["roc-test"]) == ["fear", "joy"]
+    for path in tmp_path.glob("*.png"):
+        is_drawn(path)
+
+
+def test_a_run_without_predictions_has_no_figures(tmp_path):
+    write_roc_figures(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 class Outline(HTMLParser):

@@ -101,8 +101,18 @@ class Family(Protocol):
     # Keys of ``train`` that are of no matter to it.
     foreign_keys: frozenset[str]
 
-    def read(self, config: Config, *, signals: StopSignals | None = None, show: ShowProgress = silent) -> Data[Any]:
-        """Read the files that a configuration trains on, chooses the epoch on, and is tested on."""
+    def read(
+        self,
+        config: Config,
+        *,
+        signals: StopSignals | None = None,
+        show: ShowProgress = silent,
+        scratch: Path | None = None,
+    ) -> Data[Any]:
+        """Read the files that a configuration trains on, chooses the epoch on, and is tested on.
+
+        What is written for that goes into ``scratch``, where it is given, instead of into the workdir.
+        """
         ...
 
     def rows(self, config: Config, data: Data[Any]) -> Rows:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.metadata
 import logging
 import platform
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -85,7 +86,11 @@ def splits_of(config: Config, family: Family, data: Data[Any]) -> list[Split]:
 def describe_plan(config: Config) -> list[str]:
     """Return what training would do, line by line; no run is begun."""
     family = family_of(config)
-    data = family.read(config)
+    with tempfile.TemporaryDirectory(prefix="scalemine-") as scratch:
+        return _plan_lines(config, family, family.read(config, scratch=Path(scratch)))
+
+
+def _plan_lines(config: Config, family: Family, data: Data[Any]) -> list[str]:
     lines = [f"{key}: {value}" for key, value in run_settings(config, family).items()]
     for split in splits_of(config, family, data):
         folder = _open_run(config, family, data, split, make=False).folder

@@ -37,14 +37,19 @@ class BaselineFamily(LabelFamily):
     foreign_keys = TAGGER_KEYS | _STEPWISE
 
     def read(
-        self, config: Config, *, signals: StopSignals | None = None, show: ShowProgress = silent
+        self,
+        config: Config,
+        *,
+        signals: StopSignals | None = None,
+        show: ShowProgress = silent,
+        scratch: Path | None = None,
     ) -> Data[Examples]:
         """Read the files."""
         if config.train.processes != 1:
             raise InputError(
                 f"train.processes: {config.train.model} is fitted by one process; its threads share the work"
             )
-        return read_label_data(config, None, signals=signals, show=show)
+        return read_label_data(config, None, signals=signals, show=show, scratch=scratch)
 
     def settings(self, config: Config) -> dict[str, Any]:
         """Return what the model is like, the embeddings, and what the labels mean."""

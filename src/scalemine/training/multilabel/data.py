@@ -52,21 +52,23 @@ def read_label_data(
     signals: StopSignals | None,
     show: ShowProgress,
     encode: Callable[..., Examples] | None = None,
+    scratch: Path | None = None,
 ) -> Data[Examples]:
     """Read the labelled tweets that a configuration trains on, chooses the epoch on, and is tested on.
 
     Args:
         config: The configuration.
         tokenise: How to tokenise; None: no tokens.
-        signals: Ask for a stop.
+        signals: A request to stop.
         show: Shows progress.
         encode: Adds the vectors of a frozen encoder.
+        scratch: Where imported tweets, targets and tokens go; None: into the workdir.
 
     Raises:
         InputError: A file or column is not there, a value is not what it should be, or labels do not fit.
     """
     files = find_files(config)
-    folder = Workdir(config.workdir.absolute()).examples
+    folder = scratch or Workdir(config.workdir.absolute()).examples
     keep = (*files.keep, *LANGUAGES)
     with contextlib.ExitStack() as stack:
         made: list[Executor] = []
@@ -107,6 +109,8 @@ class LabelFamily:
 
     def check_split(self, config: Config, data: Data[Examples], split: Split) -> None:
         """Refuse a split without a known positive to learn from, or to choose the epoch by."""
+        if data.dev is not None and not (data.dev.targets_of() == POSITIVE).any():
+            raise InputError(f"train.dev_uri: {data.dev.uri}: no tweet bears a label, so it cannot choose the epoch")
         chooses = split.held_out if config.train.stop_on == "test" else split.dev
         for what, rows in (("to train on", split.train), ("to choose the epoch on", chooses)):
             if len(rows) and not (data.train.targets_of(rows) == POSITIVE).any():

@@ -9,8 +9,10 @@ Shapes: N tweets, B tweets of a batch, C labels.
 
 from __future__ import annotations
 
+import csv
 import logging
 import re
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -89,13 +91,13 @@ class Examples:
     def _maps(self) -> list[tuple[Int8, NDArray[np.float32]]]:
         """Targets and weights of each shard, memory-mapped."""
         tables = [self.targets.read(shard) for shard in self.corpus.shards]
-        return [(matrix(table["targets"])[0], table["weight"].combine_chunks().to_numpy()) for table in tables]
+        return [(matrix(table["targets"])[0], _mapped(table["weight"]).to_numpy()) for table in tables]
 
     @cached_property
     def _ids(self) -> list[tuple[NDArray[np.int64], NDArray[np.int32]]]:
         """Where the tokens of each tweet begin, and the tokens, of each shard, memory-mapped."""
         assert self.tokens is not None
-        columns = [self.tokens.read(shard)["ids"].combine_chunks() for shard in self.corpus.shards]
+        columns = [_mapped(self.tokens.read(shard)["ids"]) for shard in self.corpus.shards]
         return [(column.offsets.to_numpy(), column.values.to_numpy()) for column in columns]
 
     @cached_property
@@ -179,6 +181,11 @@ class Examples:
         )
 
 
+def _mapped(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column as one array; of one chunk, as files of shards have it, without the copy of combine_chunks."""
+    return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
 def read_examples(
     uri: str,
     config: LabelsConfig,
@@ -212,7 +219,10 @@ def read_examples(
     """
     corpus, columns = _import(uri, config, folder, needs=needs, keep=keep, key=key, on_rows=on_rows)
     where = f"{key}: {uri}"
-    found = _labels_found(corpus, config)
+    try:
+        found = _labels_found(corpus, config)
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
     names = tuple(labels if labels is not None else config.names if config.names is not None else sorted(found))
     if not names:
         raise InputError(f"{where}: no tweet bears a label in {_label_columns(config)}; see the section labels")
@@ -261,19 +271,32 @@ def _import(
     if rejected := corpus.counts["rejected"]:
         reasons = ", ".join(f"{count} {reason}" for reason, count in corpus.counts["rejected_by_reason"].items())
         logger.warning("%s: %d of %d tweets left out: %s", uri, rejected, corpus.counts["read"], reasons)
+    if there is None:  # what is nowhere was read as nothing
+        wanted = [name for name in wanted if not _is_empty(corpus, name)]
+        if missing := [name for name in (*label_columns, *needs) if name not in ("id", "text", *wanted)]:
+            raise InputError(f"{key}: {uri}: no column {missing[0]}, or nothing in it")
     further = [name for name in dict.fromkeys([*needs, *keep, *config.groups]) if name in wanted]
     return corpus, tuple(further)
 
 
+def _is_empty(corpus: Corpus, name: str) -> bool:
+    return all(corpus.read(shard, [name])[name].null_count == shard.num_rows for shard in corpus.shards)
+
+
 def _columns_of(uri: str) -> list[str] | None:
-    """Return the columns of a Parquet file, or None where they are not known before it is read."""
+    """Return the columns of a Parquet, CSV or TSV file, or None where they are not known before it is read."""
     path = Path(uri)
-    if path.suffix != ".parquet" or not path.is_file():
+    if not path.is_file():
         return None
     try:
-        return list(pq.read_schema(path).names)
-    except (pa.ArrowException, OSError):
+        if path.suffix == ".parquet":
+            return list(pq.read_schema(path).names)
+        if path.suffix in (".csv", ".tsv"):
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                return next(csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ","), None)
+    except (pa.ArrowException, OSError, UnicodeDecodeError, csv.Error):
         return None  # said by who reads it
+    return None
 
 
 def _label_columns(config: LabelsConfig) -> tuple[str, ...]:
@@ -287,8 +310,9 @@ def _labels_found(corpus: Corpus, config: LabelsConfig) -> Counter[str]:
     found: Counter[str] = Counter()
     for shard in corpus.shards:
         for name in _label_columns(config):
-            for value, count in _value_counts(corpus.read(shard, [name])[name]):
-                for label in _labels_of(value, name, config):
+            table = corpus.read(shard, ["id", name])
+            for value, count in _value_counts(table[name]):
+                for label in _labels_of(value, name, config, table):
                     found[label] += count
     return found
 
@@ -298,17 +322,24 @@ def _value_counts(column: pa.ChunkedArray) -> Iterator[tuple[str, int]]:
         yield one["values"], one["counts"]
 
 
-def _labels_of(value: str, name: str, config: LabelsConfig) -> list[str]:
-    """Return the labels that a value of a column stands for."""
-    value = value.strip()
+def _labels_of(value: str, name: str, config: LabelsConfig, table: pa.Table) -> list[str]:
+    """Return the labels that a value of a column stands for; the table says in which tweet it is.
+
+    Raises:
+        ValueError: It begins as a list, and is no list of names.
+    """
+    given, value = value, value.strip()
     if config.categories:
         if not value or value in config.unknown_values:
             return []
         return [value if len(config.categories) == 1 else f"{name}={value}"]
     if value.startswith("["):
-        labels = orjson.loads(value)
+        try:
+            labels = orjson.loads(value)
+        except orjson.JSONDecodeError:
+            labels = [None]
         if not all(isinstance(label, str) for label in labels):
-            raise ValueError(f"column {name} holds {value[:80]!r}, expected a list of names")
+            raise ValueError(f"{_said(table, name, given)}; expected a list of names")
         return list(dict.fromkeys(label.strip() for label in labels))
     return list(dict.fromkeys(label for part in value.split(",") if (label := part.strip())))
 
@@ -370,7 +401,7 @@ def read_targets(table: pa.Table, labels: Sequence[str], config: LabelsConfig) -
             for number, value in enumerate(coded.dictionary.to_pylist()):
                 if config.categories and (not value.strip() or value.strip() in config.unknown_values):
                     values_VC[number] = UNKNOWN
-                for label in _labels_of(value, name, config):
+                for label in _labels_of(value, name, config, table):
                     if label in place:
                         values_VC[number, place[label]] = POSITIVE
             found_NC = values_VC[coded.indices.to_numpy()]
@@ -391,29 +422,30 @@ def _numbers(table: pa.Table, name: str) -> Int8:
     for value in coded.dictionary.to_pylist():
         text = value.strip().lower()
         if text not in _TRUE | _FALSE | _NOTHING:
-            row = table[name].to_pylist().index(value)
-            raise ValueError(
-                f"column {name} holds {value[:40]!r} (id {table['id'][row].as_py()}); expected 1, 0, and -1 or nothing "
-                f"for unknown"
-            )
+            raise ValueError(f"{_said(table, name, value)}; expected 1, 0, and -1 or nothing for unknown")
         codes.append(POSITIVE if text in _TRUE else NEGATIVE if text in _FALSE else UNKNOWN)
     return np.array(codes, np.int8)[coded.indices.to_numpy()] if codes else np.empty(0, np.int8)
+
+
+def _said(table: pa.Table, name: str, value: str) -> str:
+    """Return what a column holds, and in which tweet."""
+    row = table[name].fill_null("").to_pylist().index(value)
+    return f"column {name} holds {value[:40]!r} (id {table['id'][row].as_py()})"
 
 
 def _weights(table: pa.Table, config: LabelsConfig) -> NDArray[np.float32]:
     if config.weight not in table.column_names:
         return np.ones(table.num_rows, np.float32)
-    values = table[config.weight].fill_null("1").to_pylist()
-    try:
-        weight_N = np.array([float(value) for value in values], np.float32)
-    except ValueError as error:
-        raise ValueError(f"column {config.weight}: {error}; expected numbers from 0") from None
-    if not (np.isfinite(weight_N) & (weight_N >= 0)).all():
-        row = int(np.flatnonzero(~(np.isfinite(weight_N) & (weight_N >= 0)))[0])
-        raise ValueError(
-            f"column {config.weight} holds {values[row]} (id {table['id'][row].as_py()}); expected 0 or more"
-        )
-    return weight_N
+    weights: dict[str, float] = {}
+    values = table[config.weight].fill_null("").to_pylist()
+    for value in dict.fromkeys(values):
+        try:
+            weights[value] = float(value or 1)
+        except ValueError:
+            weights[value] = np.nan
+        if not 0 <= weights[value] < np.inf:
+            raise ValueError(f"{_said(table, config.weight, value)}; expected a number from 0")
+    return np.array([weights[value] for value in values], np.float32)
 
 
 @dataclass(frozen=True)
@@ -464,14 +496,17 @@ class _Tokeniser:
         self.corpus, self.files, self.spec = corpus, files, spec
         self.tokenizer = AutoTokenizer.from_pretrained(spec.folder, local_files_only=True, trust_remote_code=False)
         self.normalise = normaliser(spec.normaliser)
+        # A call sets whether it cuts, for those of other threads too.
+        self.lock = threading.Lock()
 
     def __call__(self, job: ShardJob) -> None:
         """Write the tokens of one shard."""
         texts = [self.normalise(text) for text in self.corpus.read(job.shard, ["text"])["text"].to_pylist()]
-        found = self.tokenizer(texts, truncation=True, max_length=self.spec.max_length, return_attention_mask=False)
-        ids = [tokens or [self.tokenizer.pad_token_id or 0] for tokens in found["input_ids"]]
-        at_limit = [row for row, tokens in enumerate(ids) if len(tokens) == self.spec.max_length]
-        whole = self.tokenizer([texts[row] for row in at_limit], verbose=False)["input_ids"] if at_limit else []
+        with self.lock:
+            found = self.tokenizer(texts, truncation=True, max_length=self.spec.max_length, return_attention_mask=False)
+            ids = [tokens or [self.tokenizer.pad_token_id or 0] for tokens in found["input_ids"]]
+            at_limit = [row for row, tokens in enumerate(ids) if len(tokens) == self.spec.max_length]
+            whole = self.tokenizer([texts[row] for row in at_limit], verbose=False)["input_ids"] if at_limit else []
         cut = sum(len(tokens) > self.spec.max_length for tokens in whole)
         self.files.write(job.shard, pa.table({"ids": pa.array(ids, pa.list_(pa.int32()))}), cut=cut)
 
@@ -480,8 +515,10 @@ def check_labels(examples: Examples, key: str) -> None:
     """Refuse labels that no training tweet bears, and say which ones too few bear.
 
     Raises:
-        InputError: No tweet, or every tweet, bears a label.
+        InputError: No tweet bears a label, or none has a weight.
     """
+    if not examples.weights_of().any():
+        raise InputError(f"{key}: {examples.uri}: every tweet weighs 0, so nothing can be learnt; see labels.weight")
     targets_NC = examples.targets_of()
     positives_C, known_C = (targets_NC == POSITIVE).sum(0), (targets_NC != UNKNOWN).sum(0)
     for label, positives, known in zip(examples.labels, positives_C.tolist(), known_C.tolist(), strict=True):

@@ -41,7 +41,7 @@ class ClassifierTask:
         loss: When unknown entries get pseudo-labels.
         epochs: Of the whole fit.
         lr: Learning rate of the encoder.
-        head_lr: That of the last layer, and of the pooling before it.
+        head_lr: That of the last layer, and of what is between it and the encoder's layers, such as its pooling.
         weight_decay: Of AdamW.
         pad_id: The token that fills up.
     """
@@ -69,9 +69,11 @@ class ClassifierTask:
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the parameters by learning rate and weight decay; frozen ones are left out."""
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        encoder = f"{self._network.model.base_model_prefix}."
         for name, parameter in self._network.named_parameters():
             if parameter.requires_grad:
-                is_head = name.startswith("head.") or ".pooler." in name or ".classifier." in name
+                within = name.removeprefix("model.").removeprefix("base_model.model.")  # that of adapters
+                is_head = not within.startswith(encoder) or ".pooler." in name
                 decays = not any(part in name.lower() for part in _NOT_DECAYED)
                 key = (self._head_lr if is_head else self._lr, self._weight_decay if decays else 0.0)
                 groups.setdefault(key, []).append(parameter)

@@ -53,16 +53,25 @@ class ClassifierFamily(LabelFamily):
     foreign_keys = TAGGER_KEYS
 
     def read(
-        self, config: Config, *, signals: StopSignals | None = None, show: ShowProgress = silent
+        self,
+        config: Config,
+        *,
+        signals: StopSignals | None = None,
+        show: ShowProgress = silent,
+        scratch: Path | None = None,
     ) -> Data[Examples]:
         """Read and tokenise the files."""
         folder, options = _encoder_folder(config), config.train
         tokenizer = load_tokenizer(folder, key="train.encoder")  # said here in one line, rather than by a worker
+        if options.freeze:
+            check_first_tokens(folder)
+        if scratch is not None:  # a look: nothing is going to be trained
+            return read_label_data(config, None, signals=signals, show=show, scratch=scratch)
         spec = TokeniserSpec(folder, model_fingerprint(folder), options.max_length, options.normaliser)
-        if not options.freeze:
-            return read_label_data(config, spec, signals=signals, show=show)
-        check_first_tokens(folder)
-        encode = partial(with_vectors, folder=folder, pad_id=int(tokenizer.pad_token_id or 0), device=options.device)
+        encode = None
+        if options.freeze:
+            pad_id = int(tokenizer.pad_token_id or 0)
+            encode = partial(with_vectors, folder=folder, pad_id=pad_id, device=options.device)
         return read_label_data(config, spec, signals=signals, show=show, encode=encode)
 
     def settings(self, config: Config) -> dict[str, Any]:

@@ -55,6 +55,7 @@ class TaggerFamily:
         *,
         signals: StopSignals | None = None,  # noqa: ARG002
         show: ShowProgress = silent,  # noqa: ARG002
+        scratch: Path | None = None,  # noqa: ARG002
     ) -> Data[Dataset]:
         """Read the files.
 
