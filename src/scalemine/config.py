@@ -30,7 +30,7 @@ class RunError(RuntimeError):
 class Section(BaseModel):
     """A section of the configuration: immutable, and closed to keys it does not know."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, allow_inf_nan=False)
 
 
 def _as_list(value: object) -> object:
@@ -570,6 +570,12 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     tracking: Literal["none", "tensorboard", "wandb", "mlflow"] = Field("none", description="where training is logged")
     compute: ComputeConfig = ComputeConfig()
+
+    @model_validator(mode="after")
+    def _can_be_judged(self) -> Config:
+        if self.labels.absent == "unknown" and self.train.dev_uri is None and not self.train.is_tagger:
+            raise ValueError("labels.absent: unknown leaves nothing to choose the epoch by; give train.dev_uri")
+        return self
 
     @model_validator(mode="after")
     def _embeddings_are_kept(self) -> Config:

@@ -71,7 +71,7 @@ def evaluate_classifier(model: str, uris: Sequence[str], *, num_bootstrap: int) 
     with tempfile.TemporaryDirectory(prefix="scalemine-") as folder:
         for uri in uris:
             examples = read_examples(
-                uri, reading, Path(folder), executor=InlineExecutor, labels=labels, key="SET"
+                uri, reading, Path(folder), executor=InlineExecutor, names=labels, key="SET"
             )  # fmt: skip
             if examples.unlisted:
                 logger.warning(

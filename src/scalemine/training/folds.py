@@ -364,7 +364,7 @@ def _leak(kind: str, shared: int, affected: Sequence[bool]) -> Leak:
     return Leak(kind, shared, sum(affected), sum(affected) / max(1, len(affected)))
 
 
-def text_leaks(train_texts: Sequence[str], test_texts: Sequence[str], threshold: float = 0.6) -> list[Leak]:
+def text_leaks(train_texts: Sequence[str], test_texts: Sequence[str], threshold: float | None = 0.6) -> list[Leak]:
     """Return how many test texts are in the training texts: as exact copies, and as copies or near copies.
 
     Both are as in ``near_duplicate_groups``, but near copies of near copies are not counted. Near-duplicates include
@@ -373,16 +373,19 @@ def text_leaks(train_texts: Sequence[str], test_texts: Sequence[str], threshold:
     Args:
         train_texts: The tweets for training.
         test_texts: The tweets for testing.
-        threshold: The least Jaccard similarity of near copies, above 0 and at most 1.
+        threshold: The least Jaccard similarity of near copies, above 0 and at most 1; None: near copies are not looked
+            for.
 
     Raises:
         ValueError: The threshold is out of range.
     """
     train_keys = {duplicate_key(text) for text in train_texts}
     test_keys = [duplicate_key(text) for text in test_texts]
-    words_NV = _word_sets([*test_texts, *train_texts])
     near_A = np.array([key in train_keys for key in test_keys], np.bool_)
     copies = _leak("exact copies", len(train_keys.intersection(test_keys)), near_A.tolist())
+    if threshold is None:
+        return [copies]
+    words_NV = _word_sets([*test_texts, *train_texts])
     for rows, _ in _similar_pairs(words_NV[: len(test_texts)], words_NV[len(test_texts) :], threshold):
         near_A[rows] = True
     distinct = {key for key, near in zip(test_keys, near_A, strict=True) if near}

@@ -13,6 +13,7 @@ import platform
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,10 @@ from scalemine.training.processes import launch
 from scalemine.training.splits import Split, plan_splits
 
 logger = logging.getLogger(__name__)
+
+
+# More tweets than this are not compared for near-duplicates, which would take many minutes and much memory.
+_MOST_COMPARED = 500_000
 
 
 def family_of(config: Config) -> Family:
@@ -77,7 +82,7 @@ def splits_of(config: Config, family: Family, data: Data[Any]) -> list[Split]:
     Raises:
         InputError: A part would be empty, or hold nothing that can be learnt or judged.
     """
-    splits = plan_splits(config.train, family.rows(config, data))
+    splits = plan_splits(config.train, data.train.num_rows, partial(family.rows, config, data))
     for split in splits:
         family.check_split(config, data, split)
     return splits
@@ -196,12 +201,13 @@ def _leaks(config: Config, trainer: Trainer) -> dict[str, list[Leak]]:
     train = trainer.rows("train")
     for name in trainer.sets:
         rows = trainer.rows(name)
-        leaks = text_leaks(train.texts, rows.texts, config.train.near_duplicate)
+        near = len(train.texts) + len(rows.texts) <= _MOST_COMPARED
+        leaks = text_leaks(train.texts, rows.texts, config.train.near_duplicate if near else None)
         both = [key for key in train.columns if key in rows.columns]
         leaks += leak_report({key: train.columns[key] for key in both}, {key: rows.columns[key] for key in both})
         found[name] = leaks
         said = ", ".join(f"{leak.kind} in {leak.rows} tweets ({leak.share:.1%})" for leak in leaks if leak.rows)
-        compared = ", ".join(["texts", *both])
+        compared = ", ".join(["texts" if near else "texts, for copies only", *both])
         if said:
             logger.warning("%s shares with the training tweets: %s (compared: %s)", name, said, compared)
         else:

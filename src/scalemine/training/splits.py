@@ -50,19 +50,24 @@ class Split:
     held_out: NDArray[np.int64]
 
 
-def plan_splits(options: TrainConfig, rows: Rows) -> list[Split]:
+def plan_splits(options: TrainConfig, num_rows: int, read: Callable[[], Rows]) -> list[Split]:
     """Return the split of each fold, or the one split where there are no folds; the seed of the folds alone decides.
 
     Positives are dealt first, by themselves: they lie in the same folds whatever negatives there are.
 
+    Args:
+        options: Folds and dev part.
+        num_rows: Rows of the training set.
+        read: Gives them; called only if any are dealt out.
+
     Raises:
         InputError: There are too few groups of tweets for the folds or the dev part, or a part would be empty.
     """
-    every = np.arange(len(rows.ids))
+    every = np.arange(num_rows)
     wants_dev = options.stop_on == "dev" and options.dev_uri is None
     if not options.folds and not wants_dev:
         return [Split(None, every, every[:0], every[:0])]
-    dealer = _Dealer(options, rows)
+    dealer = _Dealer(options, read())
     parts: list[tuple[int | None, NDArray[np.int64], NDArray[np.int64]]] = [(None, every, every[:0])]
     if options.folds:
         fold_N = dealer.deal(every, _in_folds(options), "train.folds")
@@ -91,9 +96,11 @@ class _Dealer:
     """Deals tweets out to parts: positives first, then each negative to its near copies or wherever it is wanted."""
 
     def __init__(self, options: TrainConfig, rows: Rows) -> None:
-        self.options, self.rows = options, rows
-        self.keys = _distinct(rows.ids)
-        self.is_negative_N = np.array(rows.is_negative, np.bool_)
+        self.options = options
+        self.keys, self.strata = _distinct(rows.ids), list(rows.strata)
+        self.texts = list(rows.texts) if NEAR_DUPLICATES in options.group_by else []
+        self.columns = {name: list(rows.columns[name]) for name in options.group_by if name != NEAR_DUPLICATES}
+        self.is_negative_N = np.fromiter(rows.is_negative, np.bool_, len(rows.ids))
         positives = np.flatnonzero(~self.is_negative_N)
         # Those of positives must not hang on the negatives, which may tie two of them together.
         self.group_of_positive = dict(zip(positives.tolist(), self._groups(positives), strict=True))
@@ -103,10 +110,10 @@ class _Dealer:
         groupings: list[Sequence[Hashable | None]] = []
         for name in self.options.group_by:
             if name == NEAR_DUPLICATES:
-                texts = [self.rows.texts[row] for row in rows]
+                texts = [self.texts[row] for row in rows]
                 groupings.append(near_duplicate_groups(texts, threshold=self.options.near_duplicate))
             else:
-                groupings.append([self.rows.columns[name][row] for row in rows])
+                groupings.append([self.columns[name][row] for row in rows])
         return join_groups(*groupings) if groupings else list(range(len(rows)))
 
     def deal(self, rows: NDArray[np.int64], deal: Deal, key: str) -> NDArray[np.int64]:
@@ -130,7 +137,7 @@ class _Dealer:
     def _deal(self, rows: NDArray[np.int64], groups: list[int], deal: Deal) -> dict[int, int]:
         if not len(rows):
             return {}
-        strata = [self.rows.strata[row] for row in rows] if self.options.stratify else None
+        strata = [self.strata[row] for row in rows] if self.options.stratify else None
         parts = deal(len(rows), strata=strata, groups=groups, keys=[self.keys[row] for row in rows])
         return dict(zip(rows.tolist(), parts.tolist(), strict=True))
 

@@ -152,5 +152,5 @@ def test_wrong_input_is_refused(data):
     for name in ("svm", "boosting", "logistic_regression"):
         with pytest.raises(ValueError, match=r"NaN|finite"):
             fit(name, (broken, targets, others, test))
-    with pytest.raises(ValueError, match="n_estimators"):
+    with pytest.raises(ValueError, match="trees"):
         BaselineConfig(trees=0)

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from scalemine.config import Config, InputError
+from scalemine.config import Config, InputError, LabelsConfig
 from scalemine.executor import Executor, ShowProgress, StopSignals, make_executor
 from scalemine.shards import matrix
 from scalemine.store import Workdir, write_whole
@@ -79,10 +79,13 @@ def read_label_data(
                 made.append(stack.enter_context(where))
             return made[0]
 
-        def read(uri: str, key: str, **how: Any) -> Examples:  # noqa: ANN401
+        # Where only positives are known nothing can be judged.
+        judged = config.labels.model_copy(update={"absent": "negative"})
+
+        def read(uri: str, key: str, labels: LabelsConfig = judged, **how: Any) -> Examples:  # noqa: ANN401
             with show(f"read {Path(uri).stem}", None) as advance:
                 examples = read_examples(
-                    uri, config.labels, folder, executor=executor, keep=keep, key=key, tokenise=tokenise,
+                    uri, labels, folder, executor=executor, keep=keep, key=key, tokenise=tokenise,
                     on_rows=advance, **how,
                 )  # fmt: skip
             if encode is None:
@@ -90,10 +93,10 @@ def read_label_data(
             with show(f"encode {Path(uri).stem}", examples.num_rows) as advance:
                 return encode(examples, executor=executor, on_rows=advance)
 
-        train = read(files.train, files.train_key, needs=files.needs)
+        train = read(files.train, files.train_key, config.labels, needs=files.needs)
         check_labels(train, files.train_key)
-        dev = read(files.dev, "train.dev_uri", labels=train.labels) if files.dev else None
-        tests = {name: read(uri, f"train.test_uris.{name}", labels=train.labels) for name, uri in files.tests.items()}
+        dev = read(files.dev, "train.dev_uri", names=train.labels) if files.dev else None
+        tests = {name: read(uri, f"train.test_uris.{name}", names=train.labels) for name, uri in files.tests.items()}
     others = {f"train.test_uris.{name}": one for name, one in tests.items()}
     if config.labels.names is None and config.train.unseen_types == "refuse":
         check_same_labels(train, others | ({"train.dev_uri": dev} if dev else {}))

@@ -14,11 +14,11 @@ import logging
 import re
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import orjson
@@ -46,7 +46,10 @@ _TRUE, _FALSE, _NOTHING = {"1", "1.0", "true"}, {"0", "0.0", "false"}, {"-1", "-
 # A label seen less often than this cannot be in the training part, the dev part and a test part.
 _FEW = 3
 
+_STREAMED_ROWS = 16_384
+
 Int8 = NDArray[np.int8]
+ValueT = TypeVar("ValueT")
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +155,7 @@ class Examples:
             values += self.corpus.read(shard, [name])[name].to_pylist()
         return values
 
-    def ids_of(self, rows: Sequence[int]) -> list[str]:
+    def ids_of(self, rows: Sequence[int] | NDArray[np.int64]) -> list[str]:
         """Return the identifiers of some tweets."""
         return [str(value) for value in self.values("id", rows)]
 
@@ -171,19 +174,40 @@ class Examples:
     def rows(self, rows: NDArray[np.int64] | None = None) -> Rows:
         """Return some tweets, or all, as folds are made of them; folds are alike in each label."""
         every = np.arange(self.num_rows) if rows is None else rows
-        targets_NC = self.targets_of(every)
         return Rows(
-            self.ids_of(every.tolist()),
-            [text or "" for text in self.values("text", every)],
-            [[self.labels[label] for label in np.flatnonzero(row == POSITIVE)] for row in targets_NC],
-            (targets_NC == UNKNOWN).all(axis=1).tolist(),
-            {name: self.values(name, every) for name in self.columns},
+            _Stream(self.ids_of, every),
+            _Stream(lambda some: [text or "" for text in self.values("text", some)], every),
+            _Stream(self._labels_of, every),
+            _Stream(lambda some: (self.targets_of(some) == UNKNOWN).all(axis=1).tolist(), every),
+            {name: _Stream(partial(self.values, name), every) for name in self.columns},
         )
+
+    def _labels_of(self, rows: NDArray[np.int64]) -> list[Collection[str]]:
+        return [[self.labels[label] for label in np.flatnonzero(row == POSITIVE)] for row in self.targets_of(rows)]
 
 
 def _mapped(column: pa.ChunkedArray) -> pa.Array:
     """Return a column as one array; of one chunk, as files of shards have it, without the copy of combine_chunks."""
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
+
+
+class _Stream(Sequence[ValueT]):
+    """What is read of some tweets, some thousand at a time whenever it is gone through."""
+
+    def __init__(self, read: Callable[[NDArray[np.int64]], list[ValueT]], rows: NDArray[np.int64]) -> None:
+        self._read, self._rows = read, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __iter__(self) -> Iterator[ValueT]:
+        for start in range(0, len(self._rows), _STREAMED_ROWS):
+            yield from self._read(self._rows[start : start + _STREAMED_ROWS])
+
+    def __getitem__(self, place: Any) -> Any:  # noqa: ANN401
+        if isinstance(place, slice):
+            return self._read(self._rows[place])
+        return self._read(self._rows[[place]])[0]
 
 
 def read_examples(
@@ -192,7 +216,7 @@ def read_examples(
     folder: Path,
     *,
     executor: Callable[[], Executor],
-    labels: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
     needs: Sequence[str] = (),
     keep: Sequence[str] = (),
     key: str = "file",
@@ -206,7 +230,7 @@ def read_examples(
         config: Where the labels are, and what they mean.
         folder: Where the tweets, targets and tokens of all files go.
         executor: Gives where shards are worked on; called only if there are any to do.
-        labels: The labels, in order; None: those that are found, by name.
+        names: The labels, in order; None: those that are configured, or found, by name.
         needs: Columns that must be there.
         keep: Columns that are carried along where they are there.
         key: What named the file, for messages.
@@ -223,20 +247,21 @@ def read_examples(
         found = _labels_found(corpus, config)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
-    names = tuple(labels if labels is not None else config.names if config.names is not None else sorted(found))
-    if not names:
+    chosen = names if names is not None else config.names
+    labels = tuple(sorted(found) if chosen is None else chosen)
+    if not labels:
         raise InputError(f"{where}: no tweet bears a label in {_label_columns(config)}; see the section labels")
-    settings = {"labels": names, **config.model_dump(include={"column", "columns", "categories", "unknown_values"})}
+    settings = {"labels": labels, **config.model_dump(include={"column", "columns", "categories", "unknown_values"})}
     settings |= {"absent": config.absent, "weight": config.weight}
     stage = open_stage(
         corpus.folder.parent / f"targets-{fingerprint(settings)}",
         version=1, settings=settings, inputs={"tweets": corpus.fingerprint}, redo=True,
     )  # fmt: skip
     targets = ShardFiles(stage, corpus)
-    worker = partial(_TargetReader, corpus, targets, config, names, where)
+    worker = partial(_TargetReader, corpus, targets, config, labels, where)
     make_shards(targets, worker, executor, None)
-    examples = Examples(uri, names, corpus, targets, None, columns, {})
-    examples = replace(examples, unlisted={label: n for label, n in found.items() if label not in names})
+    examples = Examples(uri, labels, corpus, targets, None, columns, {})
+    examples = replace(examples, unlisted={label: n for label, n in found.items() if label not in labels})
     return examples if tokenise is None else _tokenised(examples, tokenise, executor, on_rows)
 
 
@@ -527,12 +552,8 @@ def check_labels(examples: Examples, key: str) -> None:
                 f"{key}: {examples.uri}: no tweet bears the label {label!r}, so it cannot be learnt; leave it out by "
                 f"labels.names or labels.columns"
             )
-        if positives == known and (targets_NC != UNKNOWN).any():
-            logger.warning(
-                "%s: every tweet whose label %r is known bears it; nothing tells it from the others",
-                examples.uri,
-                label,
-            )
+        if positives == known and (targets_NC == NEGATIVE).any():
+            logger.warning("%s: every tweet whose label %r is known bears it", examples.uri, label)
     few = [f"{label} ({n})" for label, n in zip(examples.labels, positives_C.tolist(), strict=True) if n < _FEW]
     if few:
         logger.warning(
