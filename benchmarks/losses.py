@@ -3,7 +3,8 @@
     python benchmarks/losses.py configs/affect_cpu.yaml --seeds 3 --set train.freeze=true --set train.epochs=20
     python benchmarks/losses.py configs/crisislex_labels.yaml --seeds 3 --set train.freeze=true --set train.folds=3
 
-Runs that are finished are not redone. Losses that want unknown labels see those that the data has.
+Runs that are finished are not redone. Parameters follow a loss: --losses bce "em, em_warmup 5". Only em makes a
+difference between unknown and negative labels: labels.absent=unknown gives it some.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ def main() -> None:
     print(f"| arm | {' | '.join(MEASURES)} | training s | all s |")
     print("|---" * (len(MEASURES) + 3) + "|")
     for name in options.losses:
-        loss, _, weighted = name.partition(", pos_weight ")
-        overrides = [f"loss.name={loss}", *([f"loss.pos_weight={weighted}"] if weighted else [])]
+        loss, *parameters = name.split(", ")
+        overrides = [f"loss.name={loss}", *(f"loss.{one.replace(' ', '=')}" for one in parameters)]
         report(name, options, overrides, range(options.seeds))
     for name in options.baselines:
         report(name.replace("_", " "), options, [f"train.model={name}"], range(1))
