@@ -44,6 +44,8 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 # Rises when the meaning of what config.json holds under "scalemine" changes.
 FORMAT = 1
 PRECISIONS = ("float32", "bfloat16", "float16", "auto")
+# What metrics.json and config.json say in full, and the card does not.
+_LONG = ("history", "lr_check")
 # ONNX files are protocol buffers, which end at 2 GiB; the graph itself takes some of it.
 _ONNX_ONE_FILE_BYTES = 2_000_000_000
 _ONNX_TOLERANCE = 1e-4
@@ -349,7 +351,8 @@ def card(info: Mapping[str, Any], labels: Sequence[str]) -> str:
         *_use_section(info),
         "## Training",
         "",
-        *(f"- {name}: {_cell(value)}" for name, value in info.get("training", {}).items()),
+        *(f"- {name}: {_cell(info[name])}" for name in ("encoder", "loss") if name in info),
+        *(f"- {name}: {_cell(value)}" for name, value in info.get("training", {}).items() if name not in _LONG),
         "",
         *_metrics_section(info.get("metrics", {})),
         *_labels_section(info, labels),
