@@ -7,7 +7,7 @@ import pytest
 from scalemine.config import InputError
 from scalemine.training.tagging.datasets import Document, read_dataset
 from scalemine.training.tagging.metrics import score
-from scalemine.training.tagging.scoring import score_dataset, score_documents, score_files
+from scalemine.training.tagging.scoring import score_dataset, score_documents, score_files, write_predictions
 
 SPANS = pa.list_(pa.struct([("start", pa.int64()), ("end", pa.int64()), ("type", pa.string())]))
 # Four tweets, one of them without a word; the first span cuts "two", and is widened.
@@ -149,3 +149,13 @@ def test_files_that_cannot_be_read_are_named_by_their_argument(tmp_path, gold):
     # What predictions may have, labels may not.
     with pytest.raises(InputError, match=r"^GOLD: .*row 2 \(id 'c'\): it is marked as a negative, and has spans"):
         score_files(write_spans(tmp_path / "spans.parquet"), gold, num_bootstrap=0)
+
+
+def test_predictions_are_written_tweet_by_tweet(gold, tmp_path):
+    documents = read_dataset(gold).documents
+    write_predictions(documents, PREDICTED_TAGS, tmp_path / "predictions" / "test.parquet")
+    rows = pq.read_table(tmp_path / "predictions" / "test.parquet").to_pylist()
+    assert [row["id"] for row in rows] == ["a", "c", "d"]
+    assert [row["negative_kind"] for row in rows] == [None, "mined_2s", "random"]
+    assert [row["predicted"] for row in rows] == PREDICTED_TAGS
+    assert [row["gold"] for row in rows] == [list(document.tags) for document in documents]

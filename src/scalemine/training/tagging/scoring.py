@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from os.path import commonprefix
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
+
 from scalemine.config import InputError
+from scalemine.store import write_whole
 from scalemine.training.tagging.datasets import Dataset, Document, read_dataset
 from scalemine.training.tagging.metrics import score
 
@@ -27,6 +32,18 @@ def score_documents(
         known_surfaces=known_surfaces,
         num_bootstrap=num_bootstrap,
     )
+
+
+def write_predictions(documents: Sequence[Document], predicted: Sequence[Sequence[str]], path: Path) -> None:
+    """Write what was predicted of some tweets: id, where a negative comes from, gold and predicted tags."""
+    columns = {
+        "id": pa.array([document.id for document in documents], pa.string()),
+        "negative_kind": pa.array([document.negative_kind for document in documents], pa.string()),
+        "gold": pa.array([document.tags for document in documents], pa.list_(pa.string())),
+        "predicted": pa.array([list(tags) for tags in predicted], pa.list_(pa.string())),
+    }
+    with write_whole(path) as temporary:
+        pq.write_table(pa.table(columns), temporary, compression="zstd")
 
 
 def score_dataset(dataset: Dataset, predicted: Sequence[Sequence[str]], *, num_bootstrap: int) -> dict[str, Any]:

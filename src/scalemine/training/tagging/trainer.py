@@ -37,7 +37,7 @@ from scalemine.training.tagging.inputs import Inputs
 from scalemine.training.tagging.labels import tag_names
 from scalemine.training.tagging.metrics import surfaces
 from scalemine.training.tagging.network import Architecture, Shape, TaggerNetwork, TransformerWords
-from scalemine.training.tagging.scoring import score_documents
+from scalemine.training.tagging.scoring import score_documents, write_predictions
 from scalemine.training.tagging.tagger import CONFIG, FORMAT, load_tagger, write_tagger
 from scalemine.training.tagging.task import TaggerTask, fill_up, micro_f1, predict_tags
 
@@ -245,7 +245,7 @@ class _Trainer:
         self.network.eval()
 
     def evaluate(self) -> dict[str, Any]:
-        """Return the scores on every set, and how much of it was not read."""
+        """Return the scores on every set, and how much of it was not read; write the predictions."""
         options = self.config.train
         self.network.to(self.accelerator.device)
         known = surfaces([one.tags for one in self.train_documents], [one.words for one in self.train_documents])
@@ -253,9 +253,11 @@ class _Trainer:
         for name, documents in self.documents.items():
             inputs = self.read(name)
             words = [document.words for document in documents]
-            predicted = predict_tags(self.network, inputs, self.accelerator, self.words.pad_id)
+            predicted = fill_up(predict_tags(self.network, inputs, self.accelerator, self.words.pad_id), words)
+            if self.is_main:
+                write_predictions(documents, predicted, self.folder / "predictions" / f"{name}.parquet")
             metrics[name] = score_documents(
-                documents, fill_up(predicted, words), known_surfaces=known, num_bootstrap=options.bootstrap
+                documents, predicted, known_surfaces=known, num_bootstrap=options.bootstrap
             ) | {"num_cut": sum(read < len(all_) for read, all_ in zip(inputs.num_words, words, strict=True))}
         return metrics
 
