@@ -385,7 +385,7 @@ def _compare(
     # What rounding leaves of a difference of 0 would count on one side alone.
     differences_R[np.abs(differences_R) < _EQUAL] = 0.0
     low, high = np.quantile(differences_R, [_TAIL, 1 - _TAIL]).tolist()
-    beyond = min(np.count_nonzero(differences_R <= 0), np.count_nonzero(differences_R >= 0))
+    beyond = int(min(np.count_nonzero(differences_R <= 0), np.count_nonzero(differences_R >= 0)))
     p = min(1.0, 2 * (beyond + 1) / (rounds + 1))
     return Difference(measure, base, other, other - base, low, high, p, num_tweets, len(runs))
 
