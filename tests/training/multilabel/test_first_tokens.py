@@ -209,6 +209,8 @@ def test_other_vectors_are_computed_anew(files, tmp_path, small_shards, encoders
         assert not told
     assert not np.allclose(found[0], found[1], atol=0.1)
     assert not np.allclose(found[0], found[2], atol=0.1)
+    # Of the very tokens that the other encoder was given.
+    assert np.allclose(encoded(read(path, tmp_path, encoder), seeded).vectors_of(range(40)), found[1], atol=1e-5)
     rows = pq.read_table(path).to_pylist()
     other = tmp_path / "elsewhere" / "dev.parquet"  # of the same name
     other.parent.mkdir()
