@@ -314,6 +314,7 @@ def test_text_leaks_are_those_of_all_pairs(train, test, threshold):
         for kind, rows in (("exact copies", copied), ("near-duplicates", alike))
     ]
     assert text_leaks(train, test, threshold) == expected
+    assert text_leaks(train, test, None) == expected[:1]
 
 
 def test_words_of_texts_are_folded():

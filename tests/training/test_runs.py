@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,7 +13,9 @@ from scalemine.executor import Stopped, StopSignals
 from scalemine.store import Workdir
 from scalemine.training import runs as module
 from scalemine.training.family import run_settings
+from scalemine.training.folds import Leak
 from scalemine.training.runs import describe_plan, family_of, run_name, run_training, splits_of
+from scalemine.training.splits import Rows
 from training.tweets import config
 
 
@@ -69,6 +73,34 @@ def test_leaks_are_said_before_training(data, tmp_path, caplog, monkeypatch):
     assert any(
         "leaky shares with the training tweets: exact copies in 30 tweets" in message for message in caplog.messages
     )
+
+
+@pytest.mark.parametrize("most", [7, 6])
+def test_very_many_texts_are_compared_for_copies_alone(data, tmp_path, caplog, monkeypatch, most):
+    """At most so many texts of both sets are looked at for near copies; above that only exact ones are found."""
+    texts = ["fire at the old mill", "fire at the old mill: two hurt", "so hungry", "monday again"]
+    train = Rows(list("abcd"), texts, [[]] * 4, [False] * 4, {"event": ["x", "x", None, "y"], "user": list("pqrs")})
+    asked = ["fire at the old mill, one hurt", "So hungry!", "good morning all"]
+    test = Rows(list("efg"), asked, [[]] * 3, [False] * 3, {"event": ["x", None, "z"]})
+    trainer = SimpleNamespace(sets=["test"], rows={"train": train, "test": test}.get)
+    monkeypatch.setattr(module, "_MOST_COMPARED", most)
+    with caplog.at_level(logging.INFO, logger="scalemine"):
+        found = module._leaks(config(data, tmp_path), trainer)
+    copies, near = Leak("exact copies", 1, 1, 1 / 3), Leak("near-duplicates", 2, 2, 2 / 3)
+    event = Leak("event", 1, 1, 1 / 3)
+    assert found == {"test": [copies, near, event] if most == 7 else [copies, event]}
+    [said] = caplog.messages
+    assert said.endswith("(compared: texts, event)" if most == 7 else "(compared: texts, for copies only, event)")
+    assert ("near-duplicates" in said) == (most == 7)
+
+
+def test_a_training_set_that_is_used_whole_is_not_gone_through(data, tmp_path, monkeypatch):
+    one = config(data, tmp_path, dev_uri=str(data / "dev.parquet"), group_by=["near_duplicates"])
+    family = family_of(one)
+    read = family.read(one)
+    monkeypatch.setattr(family, "rows", lambda *_: pytest.fail("read"))
+    [split] = splits_of(one, family, read)
+    assert (len(split.train), len(split.dev), len(split.held_out)) == (120, 0, 0)
 
 
 def test_shared_events_are_said_whatever_folds_are_grouped_by(data, tmp_path):

@@ -64,23 +64,37 @@ def sets_of(files: Path, one: Split, labels: dict | None = None, **train) -> Lab
 def test_which_sets_there_are_and_where(files):
     inside = sets_of(files, split([0, 1], [5, 4], [7], 0), folds=2)
     assert inside.names == ["dev", "held_out", "test"]
-    assert inside.rows("dev").ids == ["train5", "train4"]
-    assert inside.rows("held_out").ids == ["train7"]
-    assert inside.rows("train").columns["event"] == ["e0", "e0"]
+    assert list(inside.rows("dev").ids) == ["train5", "train4"]
+    assert list(inside.rows("held_out").ids) == ["train7"]
+    assert list(inside.rows("train").columns["event"]) == ["e0", "e0"]
     assert inside.targets("test").shape == (12, 3)
     assert (inside.targets("test")[6:] == -1).all()
     outside = sets_of(files, split([0, 1]), dev_uri=str(files / "dev.parquet"))
     assert outside.names == ["dev", "test"]
-    assert outside.rows("dev").ids == [f"dev{n}" for n in range(6)]
+    assert list(outside.rows("dev").ids) == [f"dev{n}" for n in range(6)]
     assert outside.labels == ("far", "mid", "near")
 
 
 def test_priors_are_of_known_training_tweets(files):
     some = sets_of(files, split([0, 1, 2, 3], [4]))
     assert some.priors().tolist() == [0.75, 0.5, 0.25]
-    known = sets_of(files, split([0, 1, 2, 3], [4]), {"absent": "unknown"})
-    assert known.priors().tolist() == [1.0, 1.0, 1.0]
-    assert sets_of(files, split([3]), {"absent": "unknown"}).priors().tolist() == [0.0, 0.0, 0.0]
+    positives, dev = {"absent": "unknown"}, {"dev_uri": str(files / "dev.parquet")}
+    assert sets_of(files, split([0, 1, 2, 3]), positives, **dev).priors().tolist() == [1.0, 1.0, 1.0]
+    assert sets_of(files, split([3]), positives, **dev).priors().tolist() == [0.0, 0.0, 0.0]
+
+
+def test_what_is_absent_is_unknown_in_training_alone(files):
+    """Where only positives are known of the tweets to train on, those to judge by are still complete."""
+    dev = {"dev_uri": str(files / "dev.parquet")}
+    plain, known = read(config(files, **dev)), read(config(files, {"absent": "unknown"}, **dev))
+    before = plain.train.targets_of()
+    assert (before == 0).any()
+    assert known.train.targets_of().tolist() == np.where(before == 1, 1, -1).tolist()
+    for one, other in ((plain.dev, known.dev), (plain.tests["test"], known.tests["test"])):
+        assert (other.targets_of() == 0).any()
+        assert other.targets_of().tolist() == one.targets_of().tolist()
+    with pytest.raises(ValueError, match=r"labels.absent: unknown leaves nothing .*; give train.dev_uri"):
+        config(files, {"absent": "unknown"})
 
 
 def test_thresholds_keep_the_order_of_nested_labels(files):

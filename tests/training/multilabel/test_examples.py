@@ -194,8 +194,8 @@ def test_mined_negatives_are_unknown_and_keep_their_weight(tmp_path):
     found = read(write_file(tmp_path / "t.parquet", rows), tmp_path)
     assert found.targets_of().tolist() == [[1], [-1], [1]]
     assert found.weights_of().tolist() == [1.0, 0.25, 1.0]
-    assert found.rows().is_negative == [False, True, False]
-    assert found.rows().strata == [["fear"], [], ["fear"]]
+    assert list(found.rows().is_negative) == [False, True, False]
+    assert list(found.rows().strata) == [["fear"], [], ["fear"]]
 
 
 # Rows by memory map
@@ -216,8 +216,40 @@ def test_any_rows_are_those_of_an_oracle(tmp_path, small_shards, encoder):
     assert found.targets_of([]).shape == (0, 3)
     assert found.columns == ("lang",)
     some = found.rows(np.array([9, 2]))
-    assert (some.ids, some.texts) == (["t9", "t2"], [rows[9]["text"], rows[2]["text"]])
-    assert some.columns == {"lang": [rows[9]["lang"], rows[2]["lang"]]}
+    assert (list(some.ids), list(some.texts)) == (["t9", "t2"], [rows[9]["text"], rows[2]["text"]])
+    columns = {name: list(values) for name, values in some.columns.items()}
+    assert columns == {"lang": [rows[9]["lang"], rows[2]["lang"]]}
+
+
+@pytest.mark.parametrize("places", [None, [], [29], [28, 3, 3, 14, 0, 9, 21, 7, 1]])
+def test_rows_are_streams(tmp_path, small_shards, monkeypatch, places):
+    """Nothing is read before it is gone through, and then a few tweets at a time, as often as wanted."""
+    rows = tweets(30)
+    found = read(write_file(tmp_path / "tweets.parquet", rows), tmp_path / "work", keep=("lang",))
+    monkeypatch.setattr(module, "_STREAMED_ROWS", 4)
+    sizes = []
+    for name in ("values", "targets_of"):
+        real = getattr(Examples, name)
+        monkeypatch.setattr(Examples, name, lambda *given, real=real: (sizes.append(len(given[-1])), real(*given))[1])
+    given = found.rows(None if places is None else np.array(places, np.int64))
+    chosen = [rows[place] for place in (range(30) if places is None else places)]
+    streams = {
+        "id": given.ids, "text": given.texts, "labels": given.strata, "is_negative": given.is_negative,
+        "lang": given.columns["lang"],
+    }  # fmt: skip
+    assert {name: len(stream) for name, stream in streams.items()} == dict.fromkeys(streams, len(chosen))
+    assert not sizes
+    for name, stream in streams.items():
+        if name == "labels":  # those that are known
+            expected = [[] if row["is_negative"] else sorted(row["labels"]) for row in chosen]
+        else:
+            expected = [row[name] for row in chosen]
+        assert list(stream) == expected
+        assert list(stream) == expected
+        assert list(stream[1:3]) == expected[1:3]
+        if chosen:
+            assert (stream[0], stream[-1]) == (expected[0], expected[-1])
+    assert max(sizes, default=0) <= 4
 
 
 def test_shards_of_one_row(tmp_path, encoder, monkeypatch):
@@ -458,7 +490,7 @@ def test_labels_of_few_or_of_all_are_warned_about(tmp_path, caplog):
 def test_labels_that_training_has_none_of(tmp_path):
     train = read(write_file(tmp_path / "a.parquet", [{"id": "1", "text": "x", "labels": ["fear"]}]), tmp_path / "w")
     rows = [{"id": "1", "text": "x", "labels": ["fear", "riot"]}, {"id": "2", "text": "y", "labels": ["riot"]}]
-    test = read(write_file(tmp_path / "b.parquet", rows), tmp_path / "w", labels=train.labels)
+    test = read(write_file(tmp_path / "b.parquet", rows), tmp_path / "w", names=train.labels)
     assert test.unlisted == {"riot": 2}
     assert test.targets_of().tolist() == [[1], [0]]
     with pytest.raises(InputError, match=r"train.test_uris.b: .*b.parquet: label 'riot' \(2 tweets\)") as error:

@@ -215,6 +215,26 @@ def test_every_loss_learns(data, tmp_path, name):
     assert result["metrics"]["test"]["roc_auc"]["macro"] > (0.55 if name == "dice" else 0.8)
 
 
+def test_labels_that_are_absent_are_unknown_in_training_alone(data, tmp_path):
+    """Learnt from positives alone by pseudo-labels, and judged on tweets whose labels are all known."""
+    rows = pq.read_table(data / "train.parquet").to_pylist()
+    chance = random.Random(0)  # a third of the positives was not seen
+    rows = [row | {"labels": [label for label in row["labels"] if chance.random() < 0.67]} for row in rows]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
+    loss = {"name": "em", "em_warmup": 4}
+    train = {"train_uri": str(tmp_path / "train.parquet"), "name": "run", "epochs": 8, **dev_of(data)}
+    [result] = run_training(config(data, tmp_path / "work", {"absent": "unknown"}, loss, **train))
+    folder = tmp_path / "work" / "runs" / "run"
+    assert set(read_json(folder / "model" / "config.json")["scalemine"]["priors"].values()) == {1.0}
+    for name in ("dev", "test"):
+        path = folder / "predictions" / f"{name}.parquet"
+        labels, targets_NC, _ = read_predictions(path)
+        table = tweets_of(path, data / f"{name}.parquet")
+        assert targets_NC.tolist() == [[int(label in row["labels"]) for label in labels] for row in table]
+        assert result["metrics"][name]["num_known"] == 3 * len(table)
+    assert result["metrics"]["test"]["roc_auc"]["macro"] > 0.7
+
+
 @pytest.mark.parametrize("options", [{"freeze": True}, {"lora": 2}, {"gradient_checkpointing": True, "micro_batch": 3}])
 def test_ways_to_tune(data, tmp_path, options):
     [result] = run_training(config(data, tmp_path, epochs=2, name="run", **options))
@@ -365,7 +385,7 @@ def test_bad_input_is_one_line(data, tmp_path, labels, train, message):
 
 def test_a_stop_in_mid_epoch_changes_nothing(data, tmp_path, monkeypatch):
     """Stopped by a signal in the second epoch, with pseudo-labels and dropout: the weights of an unbroken run."""
-    train = {"epochs": 3, "name": "run", "encoder": str(data / "dropout"), "patience": 9}
+    train = {"epochs": 3, "name": "run", "encoder": str(data / "dropout"), "patience": 9, **dev_of(data)}
     labels, loss = {"absent": "unknown"}, {"name": "em", "em_warmup": 1}
     [unbroken] = run_training(config(data, tmp_path / "unbroken", labels, loss, **train))
     signals = StopSignals()
@@ -373,7 +393,7 @@ def test_a_stop_in_mid_epoch_changes_nothing(data, tmp_path, monkeypatch):
     calls = iter(range(10**6))
 
     def stop_soon(self, rows):
-        signals.requested = next(calls) == 24
+        signals.requested = next(calls) == 31
         return collate(self, rows)
 
     monkeypatch.setattr(module.ClassifierTask, "collate", stop_soon)
@@ -381,8 +401,8 @@ def test_a_stop_in_mid_epoch_changes_nothing(data, tmp_path, monkeypatch):
         run_training(config(data, tmp_path / "broken", labels, loss, **train), signals=signals)
     monkeypatch.undo()
     state = read_json(tmp_path / "broken" / "runs" / "run" / "checkpoint.json")["progress"]
-    assert (state["epoch"], state["step"]) == (1, 25)
-    assert 0 < state["epoch_step"] < 18
+    assert (state["epoch"], state["step"]) == (1, 32)
+    assert 0 < state["epoch_step"] < 25
     [again] = run_training(config(data, tmp_path / "broken", labels, loss, **train))
     assert equal(*(weights(tmp_path / name / "runs" / "run") for name in ("unbroken", "broken")))
     assert again["metrics"] == unbroken["metrics"]
@@ -405,7 +425,7 @@ def kill_session(leader: int) -> None:
 def test_killed_in_mid_epoch(data, tmp_path, processes):
     """Kill -9 of everything, then the same command: the weights of the unbroken run, bit for bit, with dropout."""
     train = {"processes": processes, "epochs": 12, "patience": 12, "checkpoint_steps": 3, "name": "run"}
-    train |= {"encoder": str(data / "dropout")}
+    train |= {"encoder": str(data / "dropout"), **dev_of(data)}
     labels, loss = {"absent": "unknown"}, {"name": "em", "em_warmup": 1}
     [unbroken] = run_training(config(data, tmp_path / "unbroken", labels, loss, **train))
     path = tmp_path / "config.yaml"
@@ -414,12 +434,12 @@ def test_killed_in_mid_epoch(data, tmp_path, processes):
     process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     state = tmp_path / "broken" / "runs" / "run" / "checkpoint.json"
     try:
-        while process.poll() is None and step_of(state) < 24:
+        while process.poll() is None and step_of(state) < 33:
             time.sleep(0.005)
     finally:
         kill_session(process.pid)
         process.wait()
-    assert 24 <= step_of(state) < 12 * 18, "it had ended before it was killed"
+    assert 33 <= step_of(state) < 12 * 25, "it had ended before it was killed"
     [again] = run_training(config(data, tmp_path / "broken", labels, loss, **train))
     assert equal(*(weights(tmp_path / name / "runs" / "run") for name in ("unbroken", "broken")))
     assert again["metrics"] == unbroken["metrics"]
@@ -431,8 +451,8 @@ def test_killed_in_mid_epoch(data, tmp_path, processes):
 def test_two_processes_do_what_one_does(data, tmp_path, loss):
     """At equal global batch: the same losses and scores, and weights but for rounding."""
     labels = {"absent": "unknown"} if loss else {}
-    [one] = run_training(config(data, tmp_path / "one", labels, loss, name="run"))
-    [two] = run_training(config(data, tmp_path / "two", labels, loss, name="run", processes=2))
+    [one] = run_training(config(data, tmp_path / "one", labels, loss, name="run", **dev_of(data)))
+    [two] = run_training(config(data, tmp_path / "two", labels, loss, name="run", **dev_of(data), processes=2))
     assert (one["processes"], two["processes"]) == (1, 2)
     for before, after in zip(one["history"], two["history"], strict=True):
         assert before["loss"] == pytest.approx(after["loss"], rel=1e-3)
@@ -440,5 +460,7 @@ def test_two_processes_do_what_one_does(data, tmp_path, loss):
     assert one["lr_check"] == two["lr_check"]
     assert equal(*(weights(tmp_path / name / "runs" / "run") for name in ("one", "two")), 1e-3)
     tests = {"more": str(data / "dev.parquet")}
-    [more] = run_training(config(data, tmp_path / "two", labels, loss, name="run", processes=2, test_uris=tests))
+    [more] = run_training(
+        config(data, tmp_path / "two", labels, loss, name="run", **dev_of(data), processes=2, test_uris=tests)
+    )
     assert more["metrics"]["more"]["num_rows"] == 90
