@@ -450,9 +450,9 @@ def test_killed_in_mid_epoch(data, tmp_path, processes):
 @pytest.mark.parametrize("loss", [{}, {"name": "em", "em_warmup": 1}])
 def test_two_processes_do_what_one_does(data, tmp_path, loss):
     """At equal global batch: the same losses and scores, and weights but for rounding."""
-    labels = {"absent": "unknown"} if loss else {}
-    [one] = run_training(config(data, tmp_path / "one", labels, loss, name="run", **dev_of(data)))
-    [two] = run_training(config(data, tmp_path / "two", labels, loss, name="run", **dev_of(data), processes=2))
+    labels, dev = ({"absent": "unknown"}, dev_of(data)) if loss else ({}, {})
+    [one] = run_training(config(data, tmp_path / "one", labels, loss, name="run", **dev))
+    [two] = run_training(config(data, tmp_path / "two", labels, loss, name="run", **dev, processes=2))
     assert (one["processes"], two["processes"]) == (1, 2)
     for before, after in zip(one["history"], two["history"], strict=True):
         assert before["loss"] == pytest.approx(after["loss"], rel=1e-3)
@@ -460,7 +460,5 @@ def test_two_processes_do_what_one_does(data, tmp_path, loss):
     assert one["lr_check"] == two["lr_check"]
     assert equal(*(weights(tmp_path / name / "runs" / "run") for name in ("one", "two")), 1e-3)
     tests = {"more": str(data / "dev.parquet")}
-    [more] = run_training(
-        config(data, tmp_path / "two", labels, loss, name="run", **dev_of(data), processes=2, test_uris=tests)
-    )
+    [more] = run_training(config(data, tmp_path / "two", labels, loss, name="run", **dev, processes=2, test_uris=tests))
     assert more["metrics"]["more"]["num_rows"] == 90
