@@ -9,7 +9,7 @@ from scalemine.executor import ShowProgress, StopSignals, make_executor, silent,
 from scalemine.mining.embeddings import encode_corpus, encoder_loader
 from scalemine.models import encoder_settings
 from scalemine.training.family import Data
-from scalemine.training.multilabel.baseline_trainer import BaselineFamily, open_embeddings
+from scalemine.training.multilabel.baseline_trainer import BaselineFamily, embedding_encoder, open_embeddings
 from scalemine.training.multilabel.examples import Examples
 
 
@@ -20,16 +20,17 @@ def embed_examples(config: Config, *, signals: StopSignals, show: ShowProgress =
         InputError: The encoder or the data is wrong.
         Stopped: A signal asked for it; the shards that are finished are kept.
     """
-    precision = encoder_settings(config.encoder)["encoder.precision"]
+    encoder = embedding_encoder(config)
+    precision = encoder_settings(encoder)["encoder.precision"]
     data = BaselineFamily().read(config, signals=signals, show=show)
     every = [data.train, *([data.dev] if data.dev else []), *data.tests.values()]
     apart = {examples.corpus.folder: examples for examples in every}.values()  # one file may be there twice
     todo = [examples for examples in apart if open_embeddings(config, examples).missing()]
     if not todo:
         return data
-    wants_gpu = config.encoder.device != "cpu"
+    wants_gpu = encoder.device != "cpu"
     with make_executor(config.compute, signals=signals, wants_gpu=wants_gpu) as executor:
-        load = encoder_loader(config.encoder, precision=precision, threads=threads_of_worker(config.compute))
+        load = encoder_loader(encoder, precision=precision, threads=threads_of_worker(config.compute))
         for examples in todo:
             with show(f"embed {Path(examples.uri).stem}", examples.num_rows) as advance:
                 embeddings = open_embeddings(config, examples)

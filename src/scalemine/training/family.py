@@ -198,6 +198,13 @@ def run_settings(config: Config, family: Family) -> dict[str, Any]:
     return settings | family.settings(config) | {"seed": config.seed}
 
 
+def remove_predictions(folder: Path, sets: Sequence[str]) -> None:
+    """Remove what a run predicted of sets that it is no longer scored on, and figures of that."""
+    for path in [*folder.glob("predictions/*.parquet"), *folder.glob("roc-*.png")]:
+        if path.stem.removeprefix("roc-") not in sets:
+            path.unlink()
+
+
 def run_label(config: Config, split: Split) -> str:
     """Return what a run is called where it is watched."""
     return "train" if split.fold is None else f"fold {split.fold + 1}/{config.train.folds}"

@@ -197,7 +197,7 @@ def _make_ray_trainer(config: Config, stage: Stage, threads: int) -> Any:  # noq
             logger.warning("%s: waiting until the cluster has them", said)
     return TorchTrainer(
         _work_in_ray,
-        train_loop_config={"spec": str(stage.file(SPEC).absolute()), "threads": threads},
+        train_loop_config={"home": str(Path.cwd()), "spec": str(stage.file(SPEC).absolute()), "threads": threads},
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(num_workers=world, use_gpu=on_gpu, resources_per_worker=of_each),
         # Its own files are of no use to us: what is resumed is our checkpoint.
@@ -210,6 +210,7 @@ def _make_ray_trainer(config: Config, stage: Stage, threads: int) -> Any:  # noq
 def _work_in_ray(given: dict[str, Any]) -> None:
     """Do one process's part; the environment says which it is."""
     os.environ["OMP_NUM_THREADS"] = str(given["threads"])
+    os.chdir(given["home"])  # Ray has put it elsewhere, and paths are taken from where the run was begun
     spec = Path(given["spec"])
     spec.with_name(BEGUN).touch()
     from scalemine.training.worker import work

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from scalemine.config import Config
 from scalemine.executor import ShowProgress, StopRequest, StopSignals, silent
 from scalemine.store import Stage, Workdir, fingerprint, open_stage, read_json, write_json, write_whole
-from scalemine.training.family import Data, Family, Trainer, run_settings
+from scalemine.training.family import SHARED, Data, Family, Trainer, run_settings
 from scalemine.training.folds import Leak, leak_report, text_leaks
 from scalemine.training.loop import BEST, STATE
 from scalemine.training.processes import launch
@@ -142,7 +142,7 @@ def _run(
     """Do one run, unless it is done."""
     stage = _open_run(config, family, data, split, redo=redo)
     result = read_result(stage.folder)
-    if result is not None and result["tests"] == _test_hashes(data):
+    if result is not None and result["scoring"] == _scoring(config, data):
         logger.info("%s: finished before", stage.folder.name)
         _remove_checkpoint(stage.folder)
         return result
@@ -182,7 +182,7 @@ def train_split(
                 "train_set": config.train.train_uri or config.train.train_set,
                 "model": config.train.model,
                 "metrics": metrics,
-                "tests": _test_hashes(data),
+                "scoring": _scoring(config, data),
                 "train_tweets": len(split.train),
                 "processes": config.train.processes,
                 "leaks": {name: [asdict(leak) for leak in of_set] for name, of_set in leaks.items()},
@@ -203,7 +203,8 @@ def _leaks(config: Config, trainer: Trainer) -> dict[str, list[Leak]]:
         rows = trainer.rows(name)
         near = len(train.texts) + len(rows.texts) <= _MOST_COMPARED
         leaks = text_leaks(train.texts, rows.texts, config.train.near_duplicate if near else None)
-        both = [key for key in train.columns if key in rows.columns]
+        wanted = (*SHARED, *config.train.group_by)
+        both = [key for key in train.columns if key in rows.columns and key in wanted]
         leaks += leak_report({key: train.columns[key] for key in both}, {key: rows.columns[key] for key in both})
         found[name] = leaks
         said = ", ".join(f"{leak.kind} in {leak.rows} tweets ({leak.share:.1%})" for leak in leaks if leak.rows)
@@ -215,8 +216,13 @@ def _leaks(config: Config, trainer: Trainer) -> dict[str, list[Leak]]:
     return found
 
 
-def _test_hashes(data: Data[Any]) -> dict[str, str]:
-    return {name: dataset.sha256 for name, dataset in data.tests.items()}
+def _scoring(config: Config, data: Data[Any]) -> dict[str, Any]:
+    """Return what decides the scores of a model that is trained."""
+    return {
+        "tests": {name: dataset.sha256 for name, dataset in data.tests.items()},
+        "groups": list(config.labels.groups),
+        "bootstrap": config.train.bootstrap,
+    }
 
 
 def _remove_checkpoint(folder: Path) -> None:

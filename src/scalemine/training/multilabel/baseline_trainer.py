@@ -12,16 +12,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logit
 
-from scalemine.config import Config, InputError
+from scalemine.config import Config, EncoderConfig, InputError
 from scalemine.executor import ShowProgress, Stopped, StopRequest, StopSignals, num_cores, silent
 from scalemine.models import encoder_settings
 from scalemine.shards import Embeddings
 from scalemine.store import fingerprint, open_stage
-from scalemine.training.family import Data, chooser, run_label
+from scalemine.training.family import Data, chooser, encoder_name, remove_predictions, run_label
 from scalemine.training.multilabel.baselines import fit_predict
 from scalemine.training.multilabel.data import TAGGER_KEYS, LabelFamily, LabelSets, read_label_data
-from scalemine.training.multilabel.examples import Examples
+from scalemine.training.multilabel.examples import NEGATIVE, UNKNOWN, Examples
 from scalemine.training.splits import Rows, Split
 
 # Keys of train that are of what is trained step by step.
@@ -29,6 +30,9 @@ _STEPWISE = frozenset(
     {"freeze", "normaliser", "max_length", "lr", "head_lr", "weight_decay", "batch_size", "bucket_batches", "epochs"}
     | {"patience", "min_delta", "schedule", "warmup", "clip", "gradient_checkpointing", "lora", "precision"}
 )
+
+
+_LEAST = 1e-6
 
 
 class BaselineFamily(LabelFamily):
@@ -53,21 +57,28 @@ class BaselineFamily(LabelFamily):
 
     def settings(self, config: Config) -> dict[str, Any]:
         """Return what the model is like, the embeddings, and what the labels mean."""
-        options = {f"baseline.{key}": value for key, value in config.baseline.model_dump().items()}
+        options: dict[str, Any] = {"loss.unknown": config.loss.unknown}
+        options |= {f"baseline.{key}": value for key, value in config.baseline.model_dump().items()}
         return super().settings(config) | options
 
     def source(self, config: Config) -> str | None:
         """Return the hash of what decides the embeddings."""
-        return fingerprint(encoder_settings(config.encoder))
+        return fingerprint(encoder_settings(embedding_encoder(config)))
 
     def trainer(self, config: Config, data: Data[Examples], split: Split, folder: Path) -> BaselineTrainer:
         """Return what does one run."""
         return BaselineTrainer(config, data, split, folder)
 
 
+def embedding_encoder(config: Config) -> EncoderConfig:
+    """Return the encoder of the embeddings: that of ``train`` where it names one, read as ``encoder`` says."""
+    name, revision = encoder_name(config)
+    return config.encoder.model_copy(update={"model": name, "revision": revision})
+
+
 def open_embeddings(config: Config, examples: Examples) -> Embeddings:
     """Return where the embeddings of labelled tweets are, or are to be."""
-    settings = encoder_settings(config.encoder)
+    settings = encoder_settings(embedding_encoder(config))
     stage = open_stage(
         examples.corpus.folder.parent / f"embeddings-{fingerprint(settings)}",
         version=1, settings=settings, inputs={"tweets": examples.corpus.fingerprint}, redo=True,
@@ -93,6 +104,8 @@ class BaselineTrainer:
     is_main = True
 
     def __init__(self, config: Config, data: Data[Examples], split: Split, folder: Path) -> None:
+        if config.train.processes != 1:
+            raise InputError(f"train.processes: {config.train.model} is fitted by one process; set it to 1")
         self.config, self.folder = config, folder
         self.tweets = LabelSets(config, data, split)
         self.scores: dict[str, NDArray[np.float32]] = {}
@@ -116,6 +129,9 @@ class BaselineTrainer:
         started = time.monotonic()
         options, train = self.config.train, "train"
         examples, rows = self.tweets.of(train)
+        targets_NC = examples.targets_of(rows)
+        if self.config.loss.unknown == "negative":
+            targets_NC[targets_NC == UNKNOWN] = NEGATIVE
 
         def stop_if_asked() -> None:
             if signals is not None and signals.requested:
@@ -123,7 +139,7 @@ class BaselineTrainer:
 
         with show(run_label(self.config, self.tweets.split), len(self.tweets.labels)) as advance:
             self.scores = fit_predict(
-                options.model, self.config.baseline, self.vectors(train), examples.targets_of(rows),
+                options.model, self.config.baseline, self.vectors(train), targets_NC,
                 examples.weights_of(rows), {name: self.vectors(name) for name in self.sets}, seed=self.config.seed,
                 jobs=self.config.compute.threads or num_cores(), on_label=lambda _label: advance(1),
                 check=stop_if_asked,
@@ -131,7 +147,12 @@ class BaselineTrainer:
         return {"seconds": round(time.monotonic() - started, 3)}
 
     def evaluate(self) -> dict[str, Any]:
-        """Return the scores on every set, and write the predictions."""
+        """Return the scores on every set, and write the predictions; calibrated, and in the order of nested labels."""
+        remove_predictions(self.folder, self.sets)
+        # Far enough from 0 and 1 that their logits are numbers.
+        logits = {name: logit(scores_NC.clip(_LEAST, 1 - _LEAST)) for name, scores_NC in self.scores.items()}
+        calibration = self.tweets.calibrate(logits[chooser(self.config)])
+        self.scores = {name: self.tweets.in_order(calibration.apply(of_set)) for name, of_set in logits.items()}
         thresholds_C = self.tweets.thresholds(self.scores[chooser(self.config)])
         metrics = {}
         for name, scores_NC in self.scores.items():
@@ -146,7 +167,7 @@ class BaselineTrainer:
         """Return what is to be said of the run beside its scores."""
         chosen_on = "no epochs; thresholds on " + chooser(self.config).replace("_", "-")
         return {
-            "words": f"{Path(self.config.encoder.model).name}, frozen embeddings",
+            "words": f"{Path(encoder_name(self.config)[0]).name}, frozen embeddings",
             "labels": list(self.tweets.labels),
             "epochs": 0,
             "best_epoch": 0,

@@ -6,9 +6,11 @@ Shapes: N tweets, C labels.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from scalemine.store import Workdir, write_whole
 from scalemine.training.family import DEV, HELD_OUT, Data, chooser, find_files
 from scalemine.training.multilabel.calibration import Calibration, best_thresholds, fit_calibration
 from scalemine.training.multilabel.examples import (
+    NEGATIVE,
     POSITIVE,
     UNKNOWN,
     Examples,
@@ -36,13 +39,21 @@ from scalemine.training.multilabel.head import Nesting, order
 from scalemine.training.multilabel.scores import score_labels
 from scalemine.training.splits import Rows, Split
 
+logger = logging.getLogger(__name__)
+
 Floats = NDArray[np.float32]
 
 LANGUAGES = ("lang", "language")
 # Keys of train that are of taggers.
 TAGGER_KEYS = frozenset({"crf", "vectors", "vocabulary", "pooling", "hidden", "kernel", "dropout"})
-# How many positives a label needs on dev for a threshold of its own; see calibration.
 _DEFAULT_THRESHOLD = 0.5
+# The share of tweets that may contradict the order of nested labels: labels are noisy.
+_CONTRADICTIONS = 0.1
+
+
+def judged_labels(config: LabelsConfig) -> LabelsConfig:
+    """Return how the labels of tweets are read that a model is judged on: all of them are known."""
+    return config.model_copy(update={"absent": "negative"})
 
 
 def read_label_data(
@@ -75,18 +86,25 @@ def read_label_data(
 
         def executor() -> Executor:  # only where there is anything to do: Ray takes seconds to start
             if not made:
-                where = make_executor(config.compute, signals=signals or StopSignals(), wants_gpu=False)
+                wants_gpu = encode is not None and config.train.device != "cpu"
+                where = make_executor(config.compute, signals=signals or StopSignals(), wants_gpu=wants_gpu)
                 made.append(stack.enter_context(where))
             return made[0]
 
         # Where only positives are known nothing can be judged.
-        judged = config.labels.model_copy(update={"absent": "negative"})
+        judged = judged_labels(config.labels)
 
         def read(uri: str, key: str, labels: LabelsConfig = judged, **how: Any) -> Examples:  # noqa: ANN401
-            with show(f"read {Path(uri).stem}", None) as advance:
+            with show(f"read {Path(uri).stem}", None) as shown:
+
+                def on_rows(rows: int) -> None:
+                    if signals is not None:
+                        signals.raise_if_requested()
+                    shown(rows)
+
                 examples = read_examples(
                     uri, labels, folder, executor=executor, keep=keep, key=key, tokenise=tokenise,
-                    on_rows=advance, **how,
+                    on_rows=on_rows, **how,
                 )  # fmt: skip
             if encode is None:
                 return examples
@@ -95,6 +113,7 @@ def read_label_data(
 
         train = read(files.train, files.train_key, config.labels, needs=files.needs)
         check_labels(train, files.train_key)
+        check_nested(train, config.labels, files.train_key)
         dev = read(files.dev, "train.dev_uri", names=train.labels) if files.dev else None
         tests = {name: read(uri, f"train.test_uris.{name}", names=train.labels) for name, uri in files.tests.items()}
     others = {f"train.test_uris.{name}": one for name, one in tests.items()}
@@ -179,21 +198,15 @@ class LabelSets:
 
     @property
     def nesting(self) -> Nesting | None:
-        """The order of nested labels.
+        """The order of nested labels."""
+        return nesting_of(self.labels, self.config.labels)
 
-        Raises:
-            InputError: A chain names a label that is not there, or chains contradict one another.
-        """
-        if not self.config.labels.nested:
-            return None
-        try:
-            return order(self.labels, self.config.labels.nested)
-        except ValueError as error:
-            raise InputError(f"labels.nested: {error}") from None
-
+    @cached_property
     def priors(self) -> NDArray[np.float64]:
-        """Return the share of positives ``(C,)`` among the training tweets whose label is known."""
+        """The share of positives of each label, where it is known: in training, or on dev if only positives are."""
         targets_NC = self.targets("train")
+        if not (targets_NC == NEGATIVE).any():
+            targets_NC = self.targets(chooser(self.config))
         known_C = (targets_NC != UNKNOWN).sum(0)
         return np.asarray((targets_NC == POSITIVE).sum(0) / np.maximum(known_C, 1), np.float64)
 
@@ -214,12 +227,19 @@ class LabelSets:
                 thresholds_C[label] = min(thresholds_C[[label, *nesting.inner[label]]])
         return thresholds_C
 
+    def in_order(self, scores_NC: Floats) -> Floats:
+        """Return probabilities none of whose outer labels is below an inner one."""
+        if nesting := self.nesting:
+            for label in nesting.inner_first:
+                scores_NC[:, label] = scores_NC[:, [label, *nesting.inner[label]]].max(axis=1)
+        return scores_NC
+
     def score(self, name: str, scores_NC: Floats, thresholds_C: NDArray[np.float64]) -> dict[str, Any]:
         """Return the scores of the probabilities of a set."""
         examples, rows = self.of(name)
         groups = {one: examples.values(one, rows) for one in self.config.labels.groups if one in examples.columns}
         return score_labels(
-            examples.targets_of(rows), scores_NC, self.labels, prior_C=self.priors(), thresholds_C=thresholds_C,
+            examples.targets_of(rows), scores_NC, self.labels, prior_C=self.priors, thresholds_C=thresholds_C,
             groups=groups, num_bootstrap=self.config.train.bootstrap, seed=self.config.seed,
         )  # fmt: skip
 
@@ -244,6 +264,43 @@ class LabelSets:
                 counts = Counter(value for value in examples.values(name, rows) if value)
                 return dict(counts.most_common())
         return {}
+
+
+def nesting_of(labels: Sequence[str], config: LabelsConfig) -> Nesting | None:
+    """Return the order of nested labels, or None where there is none.
+
+    Raises:
+        InputError: A chain names a label that is not there, or chains contradict one another.
+    """
+    if not config.nested:
+        return None
+    try:
+        return order(labels, config.nested)
+    except ValueError as error:
+        raise InputError(f"labels.nested: {error}") from None
+
+
+def check_nested(examples: Examples, config: LabelsConfig, key: str) -> None:
+    """Refuse an order of labels that the tweets contradict.
+
+    Raises:
+        InputError: Of the tweets with an inner label more than a tenth lack the outer one, or the order is none.
+    """
+    nesting = nesting_of(examples.labels, config)
+    targets_NC = examples.targets_of() if nesting else np.empty((0, 0), np.int8)
+    for outer, inner in [
+        (one, other) for one, of_one in enumerate(nesting.inner if nesting else ()) for other in of_one
+    ]:
+        has_inner_N = targets_NC[:, inner] == POSITIVE
+        lacking = int((has_inner_N & (targets_NC[:, outer] == NEGATIVE)).sum())
+        said = (
+            f"{key}: {examples.uri}: {lacking} of {int(has_inner_N.sum())} tweets with {examples.labels[inner]!r} are "
+            f"without {examples.labels[outer]!r}, which labels.nested says it implies"
+        )
+        if lacking > _CONTRADICTIONS * has_inner_N.sum():
+            raise InputError(f"{said}; write chains from inner to outer, or leave the chain out")
+        if lacking:
+            logger.warning("%s", said)
 
 
 def read_predictions(path: Path) -> tuple[list[str], NDArray[np.int8], Floats]:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast
 from numpy.typing import NDArray
 
 from scalemine.config import Config
@@ -25,6 +26,7 @@ from scalemine.training.family import (
     chooser,
     encoder_name,
     fit_facts,
+    remove_predictions,
     report_epoch,
     run_label,
     run_settings,
@@ -37,7 +39,14 @@ from scalemine.training.multilabel.classifier import (
     load_classifier,
     write_classifier,
 )
-from scalemine.training.multilabel.data import TAGGER_KEYS, LabelFamily, LabelSets, brief, read_label_data
+from scalemine.training.multilabel.data import (
+    TAGGER_KEYS,
+    LabelFamily,
+    LabelSets,
+    brief,
+    judged_labels,
+    read_label_data,
+)
 from scalemine.training.multilabel.examples import Examples, TokeniserSpec, num_cut
 from scalemine.training.multilabel.first_tokens import check_first_tokens, with_vectors
 from scalemine.training.multilabel.losses import LabelCounts, LabelLoss
@@ -106,6 +115,7 @@ class ClassifierTrainer:
         self.network: ClassifierNetwork | None = None
         self.calibration = Calibration.identity(len(self.tweets.labels))
         self.thresholds_C: NDArray[np.float64] | None = None
+        self.info: dict[str, Any] | None = None
 
     @property
     def is_main(self) -> bool:
@@ -134,6 +144,7 @@ class ClassifierTrainer:
         classifier = load_classifier(self.folder / "model", device=str(self.accelerator.device))
         self._take(classifier.model)
         self.thresholds_C = np.array([classifier.thresholds[label] for label in self.tweets.labels])
+        self.info = classifier.info
         facts: dict[str, Any] = read_json(self.folder / "model" / CONFIG)["scalemine"]["training"]
         return facts
 
@@ -169,9 +180,16 @@ class ClassifierTrainer:
             report_epoch(self.config, self.tweets.split, progress, self.config.labels.select.replace("_", " "))
 
     def _selection_score(self, accelerator: Accelerator) -> float:
-        del accelerator  # all processes see all predictions
         name = chooser(self.config)
-        return selection(self.config.labels.select)(self.tweets.targets(name), _sigmoid(self._logits(name)))
+        logits_NC, score = self._logits(name), 0.0
+        if self.is_main:
+            score = selection(self.config.labels.select)(self.tweets.targets(name), _sigmoid(logits_NC))
+        return float(self._from_main([[score]])[0, 0])
+
+    def _from_main(self, values: Any) -> NDArray[np.float64]:  # noqa: ANN401  what numpy takes
+        """Return a matrix of the main process, in every process."""
+        found = torch.tensor(np.asarray(values, np.float64)).to(self.accelerator.device)
+        return np.asarray(broadcast(found).cpu())
 
     def _logits(self, name: str) -> NDArray[np.float32]:
         assert self.network is not None
@@ -181,15 +199,23 @@ class ClassifierTrainer:
     def _calibrate(self) -> None:
         """Fit probabilities and thresholds on what chose the epoch; the calibration goes into the last layer."""
         assert self.network is not None
+        ones = np.ones(len(self.tweets.labels))
+        self._take(self.network.whole(ones, 0 * ones))
         logits_NC = self._logits(chooser(self.config))
-        self.calibration = self.tweets.calibrate(logits_NC)
-        whole = self.network.whole(self.calibration.slope_C, self.calibration.offset_C)
-        self._take(whole)
-        self.thresholds_C = self.tweets.thresholds(self.calibration.apply(logits_NC))
+        found = np.zeros((3, len(self.tweets.labels)))
+        if self.is_main:
+            calibration = self.tweets.calibrate(logits_NC)
+            thresholds_C = self.tweets.thresholds(calibration.apply(logits_NC))
+            found = np.stack([calibration.slope_C, calibration.offset_C, thresholds_C])
+        slope_C, offset_C, self.thresholds_C = self._from_main(found)
+        self.calibration = Calibration(slope_C, offset_C)
+        self._take(self.network.whole(self.calibration.slope_C, self.calibration.offset_C))
 
     def evaluate(self) -> dict[str, Any]:
         """Return the scores on every set, and write the predictions."""
         assert self.thresholds_C is not None
+        if self.is_main:
+            remove_predictions(self.folder, self.sets)
         metrics = {}
         for name in self.sets:
             scores_NC = _sigmoid(self._logits(name))
@@ -199,11 +225,14 @@ class ClassifierTrainer:
         return metrics
 
     def write_model(self, facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-        """Write the classifier's folder, unless it is there."""
-        if (self.folder / "model" / CONFIG).exists():
-            return
+        """Write the classifier's folder; of one that was there before, what its card says of its scores is new."""
         assert self.network is not None
         assert self.thresholds_C is not None
+        ones = np.ones(len(self.tweets.labels))
+        if self.info is not None:
+            info = self.info | {"metrics": brief(metrics)}
+            write_classifier(self.network.whole(ones, 0 * ones), self.tokenizer, info, self.folder / "model")
+            return
         labels, options = self.tweets.labels, self.config.train
         found = self.calibration
         info = {
@@ -219,15 +248,14 @@ class ClassifierTrainer:
             "max_length": options.max_length,
             "nested": self.config.labels.nested,
             # As files of the same kind are to be read again.
-            "reading": self.config.labels.model_dump(mode="json", exclude={"names", "nested"}),
-            "priors": dict(zip(labels, self.tweets.priors().tolist(), strict=True)),
+            "reading": judged_labels(self.config.labels).model_dump(mode="json", exclude={"names", "nested"}),
+            "priors": dict(zip(labels, self.tweets.priors.tolist(), strict=True)),
             "languages": self.tweets.languages(),
             "encoder": Path(encoder_name(self.config)[0]).name,
             "loss": self.config.loss.name,
             "training": dict(facts),
             "metrics": brief(metrics),
         }
-        ones = np.ones(len(labels))
         write_classifier(self.network.whole(ones, 0 * ones), self.tokenizer, info, self.folder / "model")
 
     def describe(self, facts: Mapping[str, Any]) -> dict[str, Any]:
