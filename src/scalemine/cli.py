@@ -366,24 +366,22 @@ def map_command(
     max_tweets: Annotated[int, typer.Option("--max", min=4, help="tweets on the map; more are sampled")] = 20_000,
 ) -> None:
     """Draw labelled tweets on a plane, coloured by label: embeddings by PCA, then UMAP; map.html and map.png."""
-    import numpy as np
-
     from scalemine.config import InputError, load_config
     from scalemine.executor import StopSignals
     from scalemine.frozen import embed_examples
     from scalemine.report.labels import projection_page
     from scalemine.store import Workdir
     from scalemine.training.multilabel.baseline_trainer import vectors_of
-    from scalemine.training.multilabel.projection import MIN_ROWS, project
+    from scalemine.training.multilabel.projection import MIN_ROWS, drawn_rows, project
 
     loaded = load_config(config, overrides, needs=())
     workdir = Workdir(loaded.workdir)
     with workdir.lock(), StopSignals() as signals:
-        tweets = embed_examples(loaded, signals=signals, show=_show).train
+        tweets = embed_examples(loaded, signals=signals, show=_show, train_only=True).train
         if tweets.num_rows < MIN_ROWS:
             raise InputError(f"{tweets.uri}: a map needs at least {MIN_ROWS} tweets, and there are {tweets.num_rows}")
-        found = project(vectors_of(loaded, tweets), seed=loaded.seed, max_rows=max_tweets)
-        rows = np.asarray(found.rows_M)
+        rows = drawn_rows(tweets.num_rows, max_tweets, loaded.seed)
+        found = project(vectors_of(loaded, tweets, rows), seed=loaded.seed, max_rows=max_tweets)
         texts = [text or "" for text in tweets.values("text", rows)]
         places = workdir.root / "map.html", workdir.root / "map.png"
         ids = tweets.ids_of(rows.tolist())

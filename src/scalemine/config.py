@@ -411,6 +411,9 @@ class BaselineConfig(Section):
 
 
 TAGGERS = ("lstm_crf", "cnn_crf", "lstm_cnn_crf", "linear")
+# Keys of train that do nothing for the other kind of model.
+TAGGER_KEYS = ("crf", "vectors", "vocabulary", "pooling", "hidden", "kernel", "dropout")
+CLASSIFIER_KEYS = ("gradient_checkpointing", "lora")
 BASELINES = ("random_forest", "svm", "bagging", "boosting", "decision_tree", "logistic_regression")
 
 
@@ -520,6 +523,10 @@ class TrainConfig(Section):
             raise ValueError(f"train.kernel: expected an odd number of words; got {self.kernel}")
         if self.vectors and self.encoder:
             raise ValueError("train.vectors and train.encoder exclude one another; drop one")
+        foreign = () if self.is_baseline else CLASSIFIER_KEYS if self.is_tagger else TAGGER_KEYS
+        for key in foreign:
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"train.{key}: does nothing for the model {self.model}; drop it")
         if self.freeze and self.lora:
             raise ValueError("train.freeze and train.lora exclude one another; drop one")
         if self.test_sets and self.test_uris:
@@ -573,8 +580,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _can_be_judged(self) -> Config:
-        if self.labels.absent == "unknown" and self.train.dev_uri is None and not self.train.is_tagger:
-            raise ValueError("labels.absent: unknown leaves nothing to choose the epoch by; give train.dev_uri")
+        if self.labels.absent == "unknown" and not self.train.is_tagger:
+            if self.train.dev_uri is None:
+                raise ValueError("labels.absent: unknown leaves nothing to choose the epoch by; give train.dev_uri")
+            if self.train.folds:
+                raise ValueError("labels.absent: unknown leaves nothing to judge in held-out folds; set train.folds=0")
         return self
 
     @model_validator(mode="after")

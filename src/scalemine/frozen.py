@@ -13,8 +13,16 @@ from scalemine.training.multilabel.baseline_trainer import BaselineFamily, embed
 from scalemine.training.multilabel.examples import Examples
 
 
-def embed_examples(config: Config, *, signals: StopSignals, show: ShowProgress = silent) -> Data[Examples]:
+def embed_examples(
+    config: Config, *, signals: StopSignals, show: ShowProgress = silent, train_only: bool = False
+) -> Data[Examples]:
     """Embed the labelled tweets that a configuration trains on and is tested on, but for those that are; return them.
+
+    Args:
+        config: The configuration.
+        signals: A request to stop.
+        show: Shows progress.
+        train_only: Not those that it is tested on.
 
     Raises:
         InputError: The encoder or the data is wrong.
@@ -23,7 +31,8 @@ def embed_examples(config: Config, *, signals: StopSignals, show: ShowProgress =
     encoder = embedding_encoder(config)
     precision = encoder_settings(encoder)["encoder.precision"]
     data = BaselineFamily().read(config, signals=signals, show=show)
-    every = [data.train, *([data.dev] if data.dev else []), *data.tests.values()]
+    tested = [] if train_only else [*([data.dev] if data.dev else []), *data.tests.values()]
+    every = [data.train, *tested]
     apart = {examples.corpus.folder: examples for examples in every}.values()  # one file may be there twice
     todo = [examples for examples in apart if open_embeddings(config, examples).missing()]
     if not todo:

@@ -14,14 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import logit
 
-from scalemine.config import Config, EncoderConfig, InputError
+from scalemine.config import TAGGER_KEYS, Config, EncoderConfig, InputError
 from scalemine.executor import ShowProgress, Stopped, StopRequest, StopSignals, num_cores, silent
 from scalemine.models import encoder_settings
 from scalemine.shards import Embeddings
 from scalemine.store import fingerprint, open_stage
 from scalemine.training.family import Data, chooser, encoder_name, remove_predictions, run_label
 from scalemine.training.multilabel.baselines import fit_predict
-from scalemine.training.multilabel.data import TAGGER_KEYS, LabelFamily, LabelSets, read_label_data
+from scalemine.training.multilabel.data import LabelFamily, LabelSets, read_label_data
 from scalemine.training.multilabel.examples import NEGATIVE, UNKNOWN, Examples
 from scalemine.training.splits import Rows, Split
 
@@ -38,7 +38,7 @@ _LEAST = 1e-6
 class BaselineFamily(LabelFamily):
     """Classical models; see ``family.Family``."""
 
-    foreign_keys = TAGGER_KEYS | _STEPWISE
+    foreign_keys = frozenset(TAGGER_KEYS) | _STEPWISE
 
     def read(
         self,
@@ -49,10 +49,6 @@ class BaselineFamily(LabelFamily):
         scratch: Path | None = None,
     ) -> Data[Examples]:
         """Read the files."""
-        if config.train.processes != 1:
-            raise InputError(
-                f"train.processes: {config.train.model} is fitted by one process; its threads share the work"
-            )
         return read_label_data(config, None, signals=signals, show=show, scratch=scratch)
 
     def settings(self, config: Config) -> dict[str, Any]:
@@ -86,8 +82,8 @@ def open_embeddings(config: Config, examples: Examples) -> Embeddings:
     return Embeddings(stage, examples.corpus)
 
 
-def vectors_of(config: Config, examples: Examples) -> NDArray[np.float16]:
-    """Return the embeddings ``(N, D)`` of labelled tweets; a tweet that could not be encoded is zeros.
+def vectors_of(config: Config, examples: Examples, rows: NDArray[np.int64]) -> NDArray[np.float16]:
+    """Return the embeddings ``(N, D)`` of some labelled tweets; a tweet that could not be encoded is zeros.
 
     Raises:
         InputError: They are not embedded.
@@ -95,7 +91,7 @@ def vectors_of(config: Config, examples: Examples) -> NDArray[np.float16]:
     embeddings = open_embeddings(config, examples)
     if embeddings.missing():
         raise InputError(f"{examples.uri}: not embedded yet; scalemine train and scalemine map do that")
-    return np.concatenate([embeddings.vectors(shard)[0] for shard in examples.corpus.shards])
+    return examples.gather(rows, [embeddings.vectors(shard)[0] for shard in examples.corpus.shards])
 
 
 class BaselineTrainer:
@@ -122,7 +118,7 @@ class BaselineTrainer:
     def vectors(self, name: str) -> NDArray[np.float16]:
         """Return the embeddings ``(N, D)`` of a set."""
         examples, rows = self.tweets.of(name)
-        return vectors_of(self.config, examples)[rows]
+        return vectors_of(self.config, examples, rows)
 
     def train(self, signals: StopRequest | None, show: ShowProgress) -> dict[str, Any]:
         """Fit a model per label and predict every set."""

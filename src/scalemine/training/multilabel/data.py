@@ -44,8 +44,6 @@ logger = logging.getLogger(__name__)
 Floats = NDArray[np.float32]
 
 LANGUAGES = ("lang", "language")
-# Keys of train that are of taggers.
-TAGGER_KEYS = frozenset({"crf", "vectors", "vocabulary", "pooling", "hidden", "kernel", "dropout"})
 _DEFAULT_THRESHOLD = 0.5
 # The share of tweets that may contradict the order of nested labels: labels are noisy.
 _CONTRADICTIONS = 0.1
@@ -116,6 +114,7 @@ def read_label_data(
         check_nested(train, config.labels, files.train_key)
         dev = read(files.dev, "train.dev_uri", names=train.labels) if files.dev else None
         tests = {name: read(uri, f"train.test_uris.{name}", names=train.labels) for name, uri in files.tests.items()}
+    check_columns(config, train, [*([dev] if dev else []), *tests.values()], files.train_key)
     others = {f"train.test_uris.{name}": one for name, one in tests.items()}
     if config.labels.names is None and config.train.unseen_types == "refuse":
         check_same_labels(train, others | ({"train.dev_uri": dev} if dev else {}))
@@ -301,6 +300,22 @@ def check_nested(examples: Examples, config: LabelsConfig, key: str) -> None:
             raise InputError(f"{said}; write chains from inner to outer, or leave the chain out")
         if lacking:
             logger.warning("%s", said)
+
+
+def check_columns(config: Config, train: Examples, others: Sequence[Examples], key: str) -> None:
+    """Refuse names of columns that no file has.
+
+    Raises:
+        InputError: One is.
+    """
+    for name in config.labels.groups:
+        if not any(name in examples.columns for examples in (train, *others)):
+            raise InputError(
+                f"labels.groups: no file has a column {name}; {train.uri} has {', '.join(train.corpus.columns)}"
+            )
+    weight = config.labels.weight
+    if weight != LabelsConfig().weight and weight not in train.corpus.columns:
+        raise InputError(f"labels.weight: {key}: {train.uri} has no column {weight}")
 
 
 def read_predictions(path: Path) -> tuple[list[str], NDArray[np.int8], Floats]:

@@ -10,6 +10,7 @@ Shapes: N tweets, B tweets of a batch, C labels.
 from __future__ import annotations
 
 import csv
+import hashlib
 import logging
 import re
 import threading
@@ -83,8 +84,9 @@ class Examples:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of tweets and targets."""
-        return fingerprint([self.corpus.fingerprint, self.targets.stage.fingerprint])
+        """Hash of ids, texts, targets and weights; other columns are of no matter to it."""
+        facts = [self.targets.facts(shard) or {} for shard in self.corpus.shards]
+        return fingerprint([self.labels, [[one["tweets"], one["sha256"]] for one in facts]])
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
@@ -112,22 +114,29 @@ class Examples:
         """Return the targets ``(B, C)`` of some tweets, or of all: 1, 0, or -1 for unknown."""
         if rows is None:
             return np.concatenate([targets_NC for targets_NC, _ in self._maps])
-        return self._gather(rows, [targets_NC for targets_NC, _ in self._maps])
+        return self.gather(rows, [targets_NC for targets_NC, _ in self._maps])
 
     def weights_of(self, rows: Sequence[int] | NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Return the weights ``(B,)`` of some tweets, or of all."""
         if rows is None:
             return np.concatenate([weight_N for _, weight_N in self._maps])
-        return self._gather(rows, [weight_N for _, weight_N in self._maps])
+        return self.gather(rows, [weight_N for _, weight_N in self._maps])
 
-    def _gather(self, rows: Sequence[int] | NDArray[np.int64], parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    def gather(self, rows: Sequence[int] | NDArray[np.int64], parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+        """Return rows of what there is of each shard, in the order asked for."""
         rows = np.asarray(rows, np.int64)
         found = np.empty((len(rows), *parts[0].shape[1:]), parts[0].dtype)
-        shard_B = np.searchsorted(self._starts, rows, side="right") - 1
-        for shard in np.unique(shard_B):
-            here = shard_B == shard
-            found[here] = parts[shard][rows[here] - self._starts[shard]]
+        for shard, places, inside in self._by_shard(rows):
+            found[places] = parts[shard][inside]
         return found
+
+    def _by_shard(self, rows: NDArray[np.int64]) -> Iterator[tuple[int, NDArray[np.int64], NDArray[np.int64]]]:
+        """Yield each shard that some rows lie in, their places among these rows, and their places in the shard."""
+        order = np.argsort(rows, kind="stable")
+        ends = np.searchsorted(rows[order], self._starts)
+        for shard in np.flatnonzero(np.diff(ends)).tolist():
+            places = order[ends[shard] : ends[shard + 1]]
+            yield shard, places, rows[places] - self._starts[shard]
 
     def tokens_of(self, rows: Sequence[int]) -> list[NDArray[np.int32]]:
         """Return the tokens of some tweets."""
@@ -141,7 +150,7 @@ class Examples:
 
     def vectors_of(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the vectors ``(B, D)`` of some tweets."""
-        return self._gather(rows, self._vectors)
+        return self.gather(rows, self._vectors)
 
     @cached_property
     def _vectors(self) -> list[NDArray[np.float32]]:
@@ -162,12 +171,10 @@ class Examples:
     def values(self, name: str, rows: Sequence[int] | NDArray[np.int64]) -> list[str | None]:
         """Return a column of some tweets."""
         rows = np.asarray(rows, np.int64)
-        shard_B = np.searchsorted(self._starts, rows, side="right") - 1
         found: list[str | None] = [None] * len(rows)
-        for shard in np.unique(shard_B):
-            here = np.flatnonzero(shard_B == shard)
+        for shard, places, inside in self._by_shard(rows):
             column = self.corpus.read(self.corpus.shards[shard], [name])[name]
-            for place, value in zip(here, column.take(rows[here] - self._starts[shard]).to_pylist(), strict=True):
+            for place, value in zip(places.tolist(), column.take(inside).to_pylist(), strict=True):
                 found[place] = value
         return found
 
@@ -255,7 +262,7 @@ def read_examples(
     settings |= {"absent": config.absent, "weight": config.weight}
     stage = open_stage(
         corpus.folder.parent / f"targets-{fingerprint(settings)}",
-        version=1, settings=settings, inputs={"tweets": corpus.fingerprint}, redo=True,
+        version=2, settings=settings, inputs={"tweets": corpus.fingerprint}, redo=True,
     )  # fmt: skip
     targets = ShardFiles(stage, corpus)
     worker = partial(_TargetReader, corpus, targets, config, labels, where)
@@ -401,8 +408,19 @@ class _TargetReader:
             raise InputError(f"{self.where}: {error}") from None
         valid_N = np.ones(len(targets_NC), np.bool_)
         self.files.write(
-            job.shard, pa.table({"targets": matrix_column(targets_NC, valid_N), "weight": pa.array(weight_N)})
+            job.shard,
+            pa.table({"targets": matrix_column(targets_NC, valid_N), "weight": pa.array(weight_N)}),
+            tweets=_tweets_hash(table),
         )
+
+
+def _tweets_hash(table: pa.Table) -> str:
+    """Return the hash of the ids and texts of some tweets."""
+    digest = hashlib.sha256()
+    for name in ("id", "text"):
+        for value in table[name].to_pylist():
+            digest.update((value or "").encode(errors="surrogatepass") + b"\0")
+    return digest.hexdigest()
 
 
 def read_targets(table: pa.Table, labels: Sequence[str], config: LabelsConfig) -> Int8:

@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from numpy.typing import NDArray
 
-from scalemine.config import Config
+from scalemine.config import TAGGER_KEYS, Config
 from scalemine.executor import ShowProgress, StopRequest, StopSignals, silent
 from scalemine.models import device_name, find_model, load_tokenizer, model_fingerprint, precision_name
 from scalemine.store import read_json
@@ -40,7 +40,6 @@ from scalemine.training.multilabel.classifier import (
     write_classifier,
 )
 from scalemine.training.multilabel.data import (
-    TAGGER_KEYS,
     LabelFamily,
     LabelSets,
     brief,
@@ -59,7 +58,7 @@ from scalemine.training.splits import Rows, Split
 class ClassifierFamily(LabelFamily):
     """Fine-tuned multilabel classifiers; see ``family.Family``."""
 
-    foreign_keys = TAGGER_KEYS
+    foreign_keys = frozenset(TAGGER_KEYS)
 
     def read(
         self,
