@@ -12,7 +12,7 @@ as in scikit-learn.
   SemEval-2018 E-c). Exact match: the share of tweets whose known labels are all right. A tweet without a known label
   counts in neither.
 - False alarms: tweets without a known label, which mined and random negatives are, that are given a label all the same.
-- The prior knows how frequent each label is in training, whatever the tweet says. It ranks by that frequency. No threshold
+- The prior knows how frequent each label is in training, whatever the tweet says. It ranks by that. No threshold
   decides, but every tweet is given the same labels: all of them for macro F1, and for the other measures those that
   promise the highest micro F1.
 
