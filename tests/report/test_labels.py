@@ -112,6 +112,25 @@ def test_folds_are_mean_and_deviation_of_those_with_a_value():
     assert table.caption.endswith("over 4 folds")
 
 
+def false_alarms(per_1000):
+    return {"false_alarms": {"num_tweets": 400, "num_with_alarm": 1, "per_1000": per_1000}}
+
+
+def test_false_alarms_have_a_row_where_there_are_negatives():
+    heading = "false alarms per 1,000 negatives"
+    folds = [
+        result(f"a-fold{fold}", test=scores() | false_alarms(per_1000), dev=scores() | false_alarms(None))
+        for fold, per_1000 in enumerate((2.5, 4.5, None))
+    ]
+    rows = cells(runs_table("a", folds))
+    assert [row for row in rows if row[1] == heading] == [["test", heading, "3.5 ± 1.4", "–"]]
+    assert len(rows) == 17
+    assert cells(summary_table("test", scores() | false_alarms(12.34)))[-1] == [heading, "12.3", "–", "–"]
+    assert heading not in printed(print_label_scores, "test", scores() | false_alarms(None))
+    for text in (printed(print_label_runs, folds), printed(print_label_scores, "test", scores() | false_alarms(2.5))):
+        assert heading in text
+
+
 def test_arms_are_compared_on_one_set():
     runs = [result("a-fold0", test=scores(0.6)), result("a-fold1", test=scores(0.8)), result("b", test=scores(0.9))]
     runs.append(result("c", other=scores()))

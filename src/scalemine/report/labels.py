@@ -62,6 +62,7 @@ _DECIDING = (
     ("Jaccard", "Jaccard", ("jaccard",), ""),
     ("calibration error (ECE)", "ECE", ("ece",), ""),
 )
+_FALSE_ALARMS = ("false alarms per 1,000 negatives", ("false_alarms", "per_1000"))
 _ALONE = (("all labels right", "", ("exact_match",), ""), ("Brier score", "", ("brier",), ""))
 
 # Curves in one pair of axes, beyond which each label gets its own.
@@ -99,7 +100,10 @@ def print_label_runs(console: Console, results: Sequence[Json]) -> None:
 
 
 def runs_table(name: str, runs: Sequence[Json]) -> Table:
-    """Return the scores of one arm per test set, in percent: mean and standard deviation over its folds."""
+    """Return the scores of one arm per test set, in percent: mean and standard deviation over its folds.
+
+    False alarms, per 1,000, have a row where any fold has tweets to raise them.
+    """
     columns = (
         Column("test set", "set", numeric=False),
         Column("measure", "measure", numeric=False),
@@ -112,6 +116,9 @@ def runs_table(name: str, runs: Sequence[Json]) -> Table:
         for heading, _, path, _ in (*_RANKING, *_DECIDING):
             cells = (key_name(key), heading, _mean(scored, path), _mean(scored, ("prior", *path)))
             rows.append(tuple(map(Cell, cells)))
+        heading, path = _FALSE_ALARMS
+        if any(_at(one, path) is not None for one in scored):
+            rows.append(tuple(map(Cell, (key_name(key), heading, _mean(scored, path, times=1), MISSING))))
     return Table(f"{plain_name(name)}: in percent{_over_folds([runs])}", columns, tuple(rows))
 
 
@@ -158,7 +165,7 @@ def print_label_scores(console: Console, name: str, scores: Json) -> None:
 
 
 def summary_table(name: str, scores: Json) -> Table:
-    """Return all measures of one set, in percent, with their intervals where there are any."""
+    """Return all measures of one set, in percent, with their intervals where there are any; false alarms per 1,000."""
     columns = (
         Column("measure", "measure", numeric=False),
         Column("model", "model"),
@@ -171,6 +178,9 @@ def summary_table(name: str, scores: Json) -> Table:
         between = " to ".join(_percent(bound) for bound in bounds) if None not in bounds else MISSING
         values = (heading, _percent(_at(scores, path)), between, _percent(_at(scores, ("prior", *path))))
         rows.append(tuple(map(Cell, values)))
+    heading, path = _FALSE_ALARMS
+    if (false_alarms := _at(scores, path)) is not None:
+        rows.append(tuple(map(Cell, (heading, decimal(false_alarms, 1), MISSING, MISSING))))
     known = f"{whole(scores['num_rows'])} tweets, {whole(scores['num_known'])} known labels"
     return Table(f"{plain_name(name)}: {known}, in percent", columns, tuple(rows))
 
@@ -281,9 +291,9 @@ def _percent(value: float | None) -> str:
     return MISSING if value is None else decimal(100 * value, 1)
 
 
-def _mean(scored: Iterable[Json], path: Sequence[str]) -> str:
-    """Return mean and standard deviation in percent, over the folds where the measure has a value."""
-    values = [100 * value for one in scored if (value := _at(one, path)) is not None]
+def _mean(scored: Iterable[Json], path: Sequence[str], *, times: float = 100) -> str:
+    """Return mean and standard deviation, in percent unless told, over the folds where the measure has a value."""
+    values = [times * value for one in scored if (value := _at(one, path)) is not None]
     if not values:
         return MISSING
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""

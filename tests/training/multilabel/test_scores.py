@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from typing import Any
@@ -94,7 +95,7 @@ def test_ranking_measures_as_scikit_learn_has_them(arrays: Arrays) -> None:
     for name, values in areas.items():
         assert result[name]["macro"] == (pytest.approx(np.mean(values)) if values else None)
         assert result[name]["weighted"] == (pytest.approx(np.average(values, weights=positives)) if values else None)
-    assert macro_roc_auc(targets_NC, scores_NC) == (result["roc_auc"]["macro"] or 0.5)
+    assert macro_roc_auc(targets_NC, scores_NC) == (result["roc_auc"]["macro"] if positives else 0.5)
     if mixed(targets_NC):
         together = known(targets_NC, scores_NC)
         assert result["roc_auc"]["micro"] == pytest.approx(oracle.roc_auc_score(*together), abs=1e-12)
@@ -224,13 +225,57 @@ def test_the_order_of_tweets_does_not_matter() -> None:
 def test_the_prior_scores_as_a_model_that_gives_it_to_every_tweet(arrays: Arrays) -> None:
     targets_NC, scores_NC = arrays
     # Two labels share a prior, so that they are tied.
-    prior_C, thresholds_C = np.array([0.5, 0.25, 0.5]), np.array([0.5, 0.5, 0.6])
-    prior = score(targets_NC, scores_NC, prior_C=prior_C, thresholds_C=thresholds_C)["prior"]
-    constant = score(targets_NC, np.broadcast_to(prior_C, targets_NC.shape), thresholds_C=thresholds_C)
+    prior_C = np.array([0.5, 0.125, 0.5])
+    prior = score(targets_NC, scores_NC, prior_C=prior_C)["prior"]
+    # Yes for the two frequent labels, as 2 * 1 / (2 + 1.125) is more than with one label or three.
+    constant = score(targets_NC, np.broadcast_to(prior_C, targets_NC.shape), thresholds_C=[0.5] * 3)
+    always = score(targets_NC, np.ones_like(scores_NC))
     assert prior.keys() == {"roc_auc", "average_precision", "micro_f1", "macro_f1", "micro_precision", "micro_recall",
                             "jaccard", "exact_match", "hamming_loss"}  # fmt: skip
-    assert_alike(prior, {key: constant[key] for key in prior})
+    assert_alike(prior, {key: constant[key] for key in prior} | {"macro_f1": always["macro_f1"]})
     assert prior["roc_auc"]["macro"] in (0.5, None)
+
+
+@given(predictions(), st.lists(st.integers(0, 10), min_size=3, max_size=3))
+@settings(deadline=None)
+def test_the_prior_decides_as_well_as_a_constant_can(arrays: Arrays, tenths: list[int]) -> None:
+    """Every constant decision is tried: on the tweets for macro F1, on the frequencies of training for micro F1."""
+    targets_NC, scores_NC = arrays
+    prior_C = np.array(tenths) / 10
+    constants = [np.array(yes) for yes in itertools.product([0.0, 1.0], repeat=3)]
+    found = {tuple(yes): score(targets_NC, np.broadcast_to(yes, targets_NC.shape)) for yes in constants}
+    prior = score(targets_NC, scores_NC, prior_C=prior_C, thresholds_C=[0.9] * 3)["prior"]
+    macro_f1s = [one["macro_f1"] for one in found.values() if one["macro_f1"] is not None]
+    assert prior["macro_f1"] == (pytest.approx(max(macro_f1s)) if macro_f1s else None)
+
+    def expected_f1(yes: NDArray[Any]) -> float:
+        whole = yes.sum() + prior_C.sum()
+        return float(2 * (yes * prior_C).sum() / whole) if whole else 0.0
+
+    chosen = scores._best_constant(prior_C).astype(float)
+    assert expected_f1(chosen) == pytest.approx(max(map(expected_f1, constants)))
+    micro = ("micro_f1", "micro_precision", "micro_recall", "jaccard", "exact_match", "hamming_loss")
+    assert_alike({key: prior[key] for key in micro}, {key: found[tuple(chosen)][key] for key in micro})
+
+
+def test_thresholds_do_not_move_the_prior() -> None:
+    targets_NC, scores_NC = random_predictions(100, 3, 11)
+    priors = [score(targets_NC, scores_NC, thresholds_C=[at] * 3)["prior"] for at in (0.0, 0.5, 1.0)]
+    assert priors[0] == priors[1] == priors[2]
+    assert priors[0]["micro_f1"] > 0
+
+
+@pytest.mark.parametrize(
+    ("prior", "yes"),
+    [
+        ([0.1, 0.7, 0.05], [False, True, False]),
+        ([0.2, 0.2, 0.2], [True, True, True]),  # of rare labels all: a yes is needed to be right at all
+        ([0.3, 0.0, 0.3], [True, False, True]),
+        ([0.0, 0.0, 0.0], [False, False, False]),
+    ],
+)
+def test_labels_that_the_prior_gives(prior: list[float], yes: list[bool]) -> None:
+    assert scores._best_constant(np.array(prior)).tolist() == yes
 
 
 def without_signal(seed: int, *, weak: float = 0.0) -> tuple[Arrays, NDArray[Any]]:
@@ -283,6 +328,39 @@ def test_the_normal_interval_is_delongs() -> None:
     low, high = scores._normal_interval(scores._rank_labels(targets_NC, scores_NC), 80)
     assert (high - low) / 2 == pytest.approx(1.959964 * math.sqrt(variance), rel=1e-6)
     assert (high + low) / 2 == pytest.approx(np.mean(of_positives))
+
+
+# --- False alarms
+
+
+@given(predictions(), st.lists(st.sampled_from([0.0, 0.5, 1.0, 1.5]), min_size=3, max_size=3))
+@settings(deadline=None)
+def test_false_alarms_tweet_by_tweet(arrays: Arrays, thresholds: list[float]) -> None:
+    targets_NC, scores_NC = arrays
+    alarms = [
+        any(value >= at for value, at in zip(row, thresholds, strict=True))
+        for targets, row in zip(targets_NC.tolist(), scores_NC.tolist(), strict=True)
+        if set(targets) == {-1}
+    ]
+    assert score(targets_NC, scores_NC, thresholds_C=thresholds)["false_alarms"] == {
+        "num_tweets": len(alarms),
+        "num_with_alarm": sum(alarms),
+        "per_1000": pytest.approx(1_000 * np.mean(alarms)) if alarms else None,
+    }
+
+
+def test_negatives_change_nothing_but_false_alarms_and_the_number_of_rows() -> None:
+    targets_NC, scores_NC = random_predictions(80, 3, 12, unknown=0)
+    negative_NC = np.full((8, 3), -1, np.int8)
+    scored_NC = np.full((8, 3), 0.1, np.float32)
+    scored_NC[[0, 0, 5], [0, 2, 1]] = 0.5  # two tweets, three labels; the threshold itself is a yes
+    without = score(targets_NC, scores_NC)
+    found = score(np.concatenate([targets_NC, negative_NC]), np.concatenate([scores_NC, scored_NC]))
+    assert without["false_alarms"] == {"num_tweets": 0, "num_with_alarm": 0, "per_1000": None}
+    assert found["false_alarms"] == {"num_tweets": 8, "num_with_alarm": 2, "per_1000": 250.0}
+    assert found["num_rows"] == 88
+    same = without.keys() - {"false_alarms", "num_rows"}
+    assert_alike({key: found[key] for key in same}, {key: without[key] for key in same})
 
 
 # --- The bootstrap

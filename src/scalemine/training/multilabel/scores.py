@@ -1,6 +1,7 @@
 """Scores of a multilabel classifier: how well it ranks and decides, and whether it knows more than label frequencies.
 
-Unknown targets (-1) are left out of every measure; equal scores count half where they are ranked, as in scikit-learn.
+Unknown targets (-1) are left out of every measure but the false alarms; equal scores count half where they are ranked,
+as in scikit-learn.
 
 - ROC-AUC and average precision are defined for labels with a positive and a negative; the others are None, counted as
   ``num_undefined``, and averaged nowhere. Macro: the mean over labels; weighted: by their positives; micro: all
@@ -10,7 +11,10 @@ Unknown targets (-1) are left out of every measure; equal scores count half wher
 - Jaccard: |gold and predicted| / |gold or predicted|, 1 where both are empty, the mean over tweets (the "accuracy" of
   SemEval-2018 E-c). Exact match: the share of tweets whose known labels are all right. A tweet without a known label
   counts in neither.
-- The prior is a model that gives each label its frequency in training, whatever the tweet says.
+- False alarms: tweets without a known label, which mined and random negatives are, that are given a label all the same.
+- The prior knows how frequent each label is in training, whatever the tweet says. It ranks by that. No threshold
+  decides, but every tweet is given the same labels: all of them for macro F1, and for the other measures those that
+  promise the highest micro F1.
 
 Shapes: N tweets, C labels, M known entries from the highest score to the lowest (of a label, or of all labels), T
 distinct scores, R rounds of the bootstrap, V tweets of one value of a group.
@@ -89,7 +93,7 @@ def score_labels(
     per_label = _per_label(targets_NC, scores_NC, labels, ranking_C, counts_C3, prior_C, thresholds_C)
     rounds = _num_rounds(num_bootstrap, targets_NC.size) if num_rows else 0
     intervals = _intervals(ranking_C, merged, (targets_NC, scores_NC, thresholds_C), rounds, seed)
-    prior = _score_prior(targets_NC, ranking_C, prior_C, thresholds_C)
+    prior = _score_prior(targets_NC, ranking_C, prior_C)
     return {
         "num_rows": num_rows,
         "num_known": len(merged.rows_M),
@@ -98,6 +102,7 @@ def score_labels(
         **_decisions(targets_NC, scores_NC, thresholds_C, counts_C3),
         "ece": _mean([one["ece"] for one in per_label.values()]),
         "brier": _mean([one["brier"] for one in per_label.values()]),
+        "false_alarms": _false_alarms(targets_NC, scores_NC, thresholds_C),
         "prior": prior,
         "per_label": per_label,
         "groups": {name: _score_groups(targets_NC, scores_NC, thresholds_C, values) for name, values in groups.items()},
@@ -392,10 +397,21 @@ def _decisions(
     }
 
 
-def _score_prior(
-    targets_NC: NDArray[Any], ranking_C: Sequence[_Ranking], prior_C: Floats, thresholds_C: Floats
-) -> dict[str, Any]:
-    """Return what a model scores that gives every tweet the priors: all entries of a label are one tie."""
+def _false_alarms(targets_NC: NDArray[Any], scores_NC: NDArray[Any], thresholds_C: Floats) -> dict[str, Any]:
+    """Return how many tweets without a known label there are, and how many of them are given any label."""
+    negative_N = (targets_NC < 0).all(axis=1)
+    num_tweets = int(np.count_nonzero(negative_N))
+    num_with_alarm = int(np.count_nonzero((scores_NC[negative_N] >= thresholds_C).any(axis=1)))
+    per_1000 = 1_000 * num_with_alarm / num_tweets if num_tweets else None
+    return {"num_tweets": num_tweets, "num_with_alarm": num_with_alarm, "per_1000": per_1000}
+
+
+def _score_prior(targets_NC: NDArray[Any], ranking_C: Sequence[_Ranking], prior_C: Floats) -> dict[str, Any]:
+    """Return what one scores who knows the priors alone and says of every tweet the same.
+
+    Ranking: all entries of a label are one tie. Macro F1: yes for every label, as a label's F1 is 0 without a yes. All
+    else that decides: yes for the labels ``_best_constant`` chooses.
+    """
     positive_C = np.array([one.num_positive for one in ranking_C])
     negative_C = np.array([one.num_negative for one in ranking_C])
     known_C = positive_C + negative_C
@@ -406,14 +422,30 @@ def _score_prior(
     weights_M = np.stack([positive_C, negative_C], axis=1).ravel()
     merged = _rank(is_positive_M.astype(np.int8), prior_C[label_M])
     auc_1, ap_1 = _areas(merged, weights_M[:, None].astype(np.float64))
-    scores_NC = np.broadcast_to(prior_C, targets_NC.shape)
-    predicted_C = prior_C >= thresholds_C
-    counts_C3 = np.stack([positive_C, predicted_C * known_C, predicted_C * positive_C], axis=1)
+    always_C3 = np.stack([positive_C, known_C, positive_C], axis=1)
+    yes_C = _best_constant(prior_C)
+    counts_C3 = np.stack([positive_C, yes_C * known_C, yes_C * positive_C], axis=1)
+    yes_NC = np.broadcast_to(yes_C, targets_NC.shape)
     return {
         "roc_auc": _averages(np.where(defined_C, CHANCE, np.nan), positive_C, auc_1[0]),
         "average_precision": _averages(share_C, positive_C, ap_1[0]),
-        **_decisions(targets_NC, scores_NC, thresholds_C, counts_C3),
+        **_decisions(targets_NC, yes_NC, np.ones(len(yes_C)), counts_C3),
+        "macro_f1": _or_none(_macro_f1(always_C3)),
     }
+
+
+def _best_constant(prior_C: Floats) -> Bools:
+    """Return the labels that, given to every tweet, promise the highest micro F1 where frequencies are as in training.
+
+    For any number m of labels the m most frequent are best: 2 * their priors / (m + all priors), which m maximises; of
+    equals the fewest labels.
+    """
+    frequent_first = np.argsort(-prior_C, kind="stable")
+    correct = np.append(0.0, np.cumsum(prior_C[frequent_first]))  # of a tweet, for m = 0 to C
+    expected_f1 = 2 * correct / np.maximum(np.arange(len(correct)) + correct[-1], 1)
+    yes_C = np.zeros(len(prior_C), np.bool_)
+    yes_C[frequent_first[: np.argmax(expected_f1)]] = True
+    return yes_C
 
 
 def _per_label(
