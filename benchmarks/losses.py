@@ -43,6 +43,8 @@ def main() -> None:
     parser.add_argument("--baselines", nargs="*", default=BASELINES)
     parser.add_argument("--on", help="set to score on; the held-out folds, or the first test set, if not given")
     options = parser.parse_args()
+    if load_config(options.config, options.overrides, needs=()).train.name is not None:
+        raise SystemExit("train.name: would give the runs of all arms one name; drop it")
     print(f"| arm | {' | '.join(MEASURES)} | training s | all s |")
     print("|---" * (len(MEASURES) + 3) + "|")
     for name in options.losses:
@@ -63,7 +65,7 @@ def report(name: str, options: argparse.Namespace, overrides: Sequence[str], see
                 embed_examples(config, signals=signals)
             results += run_training(config, signals=signals)
     scored = [scores_of(result["metrics"], options.on) for result in results]
-    cells = [spread([100 * at(one, path) for one in scored]) for path in MEASURES.values()]
+    cells = [spread([at(one, path) for one in scored]) for path in MEASURES.values()]
     seconds = sum(result["seconds"] for result in results) / len(results)
     print(f"| {name} | {' | '.join(cells)} | {seconds:.0f} | {time.monotonic() - started:.0f} |", flush=True)
 
@@ -75,17 +77,20 @@ def scores_of(metrics: dict[str, Any], wanted: str | None) -> dict[str, Any]:
     return found
 
 
-def at(scores: dict[str, Any], path: Sequence[str]) -> float:
-    """Return what lies at a path of keys."""
+def at(scores: dict[str, Any], path: Sequence[str]) -> float | None:
+    """Return what lies at a path of keys, in percent; None where it cannot be told."""
     value: Any = scores
     for key in path:
         value = value[key]
-    return float(value)
+    return None if value is None else 100 * float(value)
 
 
-def spread(values: Sequence[float]) -> str:
-    """Return mean and standard deviation."""
-    return f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+def spread(values: Sequence[float | None]) -> str:
+    """Return mean and standard deviation of those that can be told, or a dash."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return "–"
+    return f"{statistics.mean(known):.1f}" + (f" ± {statistics.stdev(known):.1f}" if len(known) > 1 else "")
 
 
 if __name__ == "__main__":

@@ -89,6 +89,8 @@ def test_buckets_save_padding_and_one_batch_is_no_bucket():
 @given(costs_of_rows, st.integers(1, 120))
 def test_prediction_has_each_row_once_sorted_and_within_the_budget(costs, budget):
     batches = prediction_batches(costs, budget)
+    assert prediction_batches(np.array(costs, np.int32), budget) == batches
+    assert all(type(row) is int for batch in batches for row in batch)
     rows = [row for batch in batches for row in batch]
     assert rows == sorted(range(len(costs)), key=lambda row: (costs[row], row))
     for batch in batches:
@@ -96,6 +98,18 @@ def test_prediction_has_each_row_once_sorted_and_within_the_budget(costs, budget
     # No batch could have taken the first row of the next.
     for batch, following in zip(batches, batches[1:], strict=False):
         assert (len(batch) + 1) * costs[following[0]] > budget
+
+
+@given(st.lists(st.integers(0, 40), max_size=70), st.integers(0, 120))
+def test_batches_of_prediction_are_filled_row_by_row(costs, budget):
+    """Rows that cost nothing, too: they go with any number of others."""
+    expected: list[list[int]] = []
+    for row in sorted(range(len(costs)), key=lambda row: costs[row]):
+        if expected and (len(expected[-1]) + 1) * costs[row] <= budget:
+            expected[-1].append(row)
+        else:
+            expected.append([row])
+    assert prediction_batches(costs, budget) == expected
 
 
 def test_batches_go_to_a_device():

@@ -3,12 +3,15 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from scalemine.config import Config, InputError
+from scalemine.training import evaluation as module
 from scalemine.training.evaluation import evaluate_classifier, evaluate_tagger, is_classifier
 from scalemine.training.runs import run_training
 from training.tiny import write_bert
@@ -35,7 +38,54 @@ def test_a_classifier_is_told_by_its_configuration(tmp_path, content, expected):
     assert is_classifier(str(tmp_path / "run" / "model")) is expected
     assert is_classifier(str(tmp_path / "run")) is expected  # a run's folder, which holds the model
     assert not is_classifier(str(tmp_path))
-    assert not is_classifier("someone/hub-model")
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("classifier", True), ("tagger", False)])
+def test_a_classifier_of_the_hub_is_told_by_its_configuration(tmp_path, monkeypatch, kind, expected):
+    asked = []
+
+    def download(repo_id, filename):
+        asked.append((repo_id, filename))
+        path = tmp_path / "cache" / filename
+        path.parent.mkdir()
+        path.write_text(json.dumps({"scalemine": {"kind": kind}}))
+        return str(path)
+
+    monkeypatch.setattr(module, "hf_hub_download", download)
+    monkeypatch.chdir(tmp_path)
+    assert is_classifier("someone/hub-model") is expected
+    assert asked == [("someone/hub-model", "config.json")]  # and nothing more
+    # What can only be a folder is asked of nobody; that it is not there is said by who loads it.
+    for name in ("nowhere/at/all", "./nowhere", "~/nowhere", str(tmp_path / "nowhere")):
+        assert not is_classifier(name)
+    (tmp_path / "someone" / "hub-model").mkdir(parents=True)
+    assert not is_classifier("someone/hub-model")  # a folder here comes first
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        LocalEntryNotFoundError("cannot be found\nand more lines"),  # offline
+        HfHubHTTPError("404: no such file\nand more", response=SimpleNamespace(headers={}, request=None)),
+        OSError("no route to host\nand more"),
+    ],
+)
+def test_what_the_hub_does_not_give_is_no_tagger(monkeypatch, error):
+    def download(*_):
+        raise error
+
+    monkeypatch.setattr(module, "hf_hub_download", download)
+    said = str(error).split("\n")[0]
+    with pytest.raises(InputError, match=rf"^someone/model: .*the hub does not give it \({said}\)$"):
+        is_classifier("someone/model")
+
+
+@pytest.mark.parametrize("name", ["not a name", "someone/-"])
+def test_no_name_of_the_hub(name):
+    with pytest.raises(InputError, match="the hub does not give it") as caught:
+        is_classifier(name)
+    assert "\n" not in str(caught.value)
 
 
 # Taggers

@@ -12,7 +12,7 @@ from scalemine.config import RunError
 from scalemine.executor import Stopped, StopSignals
 from scalemine.store import read_json
 from scalemine.training import loop as module
-from scalemine.training.loop import BEST, STATE, Plan, check_rates, fit, predict_rows, rate
+from scalemine.training.loop import BEST, STATE, Plan, RateCheck, fit, predict_rows, rate
 
 NUM_ROWS, DIM = 22, 3
 
@@ -237,21 +237,59 @@ def falling(step):
     return 1 - step / 10
 
 
+def compare(rates, skipped=0, bases=(0.1, 0.5), steps=6):
+    """Give the steps and what they applied to a check, and return what it says in the end."""
+    found = RateCheck()
+    for step, applied in rates:
+        found.add(step, [base * falling(step) for base in bases], applied)
+    return found.summary(steps, skipped)
+
+
 def test_rates_are_compared_in_number_and_value_and_group():
     rates = [(step, [0.1 * falling(step), 0.5 * falling(step)]) for step in range(6)]
-    assert check_rates(rates, 0, [0.1, 0.5], falling, 6)["equal"]
+    assert compare(rates) == {
+        "equal": True, "steps_planned": 6, "steps_applied": 6, "skipped_steps": 0, "groups": 2,
+        "first": [0.1, 0.5], "last": [0.05, 0.25],
+    }  # fmt: skip
     with pytest.raises(RunError, match="made 5 steps and left out 0 where 6"):
-        check_rates(rates[:-1], 0, [0.1, 0.5], falling, 6)
+        compare(rates[:-1])
     with pytest.raises(RunError, match="at step 3, group 1 of parameters: planned 0.35, applied 0.5"):
-        check_rates([*rates[:3], (3, [0.07, 0.5]), *rates[4:]], 0, [0.1, 0.5], falling, 6)
+        compare([*rates[:3], (3, [0.07, 0.5]), *rates[4:]])
     with pytest.raises(RunError, match="at step 0, group 0"):
-        check_rates(rates, 0, [0.5, 0.1], falling, 6)  # the two rates taken for one another
+        compare(rates, bases=(0.5, 0.1))  # the two rates taken for one another
+    # Of several differences, the first one is told.
+    with pytest.raises(RunError, match="at step 2, group 0 of parameters: planned 0.08, applied 1"):
+        compare([*rates[:2], (2, [1.0, 2.0]), (3, [3.0, 3.0]), *rates[4:]])
     # A gradient scaler leaves steps out, and says so; the others are compared all the same.
-    assert check_rates(rates[1:], 1, [0.1, 0.5], falling, 6)["skipped_steps"] == 1
+    assert compare(rates[1:], skipped=1)["skipped_steps"] == 1
     with pytest.raises(RunError, match="at step 5"):
-        check_rates([*rates[1:5], (5, [1.0, 1.0])], 1, [0.1, 0.5], falling, 6)
+        compare([*rates[1:5], (5, [1.0, 1.0])], skipped=1)
     with pytest.raises(RunError, match="left out 4"):
-        check_rates(rates[4:], 4, [0.1, 0.5], falling, 6)
+        compare(rates[4:], skipped=4)
+
+
+def test_rates_that_differed_before_a_stop_are_told_after_it(tmp_path, monkeypatch):
+    """And the checkpoint is as small after many steps as after few."""
+    signals, sizes = StopSignals(), []
+
+    def stop(rows):
+        sizes.append(len(rates_kept(tmp_path)))
+        signals.requested = len(sizes) == 9
+
+    with monkeypatch.context() as patch, pytest.raises(Stopped):
+        patch.setattr(module, "rate", lambda step, **how: 0.5 if step == 3 else rate(step, **how))
+        task = Regression()
+        wrong = module.LambdaLR
+        patch.setattr(module, "LambdaLR", lambda optimizer, _: wrong(optimizer, lambda step: 1 - step / 18))
+        run(task, tmp_path, signals=signals, on_step=stop, checkpoint_steps=1)
+    assert rates_kept(tmp_path)["num_steps"] == 9
+    assert set(sizes) == {0, 4}
+    with pytest.raises(RunError, match=r"learning rate at step 3, group 0 .*: planned 0\.025, applied 0\.0417"):
+        run(Regression(), tmp_path, checkpoint_steps=1)
+
+
+def rates_kept(folder):
+    return read_json(folder / STATE)["progress"]["rates"] if (folder / STATE).exists() else {}
 
 
 def test_each_epoch_is_begun_once(tmp_path):

@@ -5,8 +5,11 @@ Shapes: B rows, S tokens of the longest one.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,15 +47,25 @@ def training_batches(
     return [batches[index] for index in random.permutation(len(batches))]
 
 
-def prediction_batches(costs: Sequence[int], budget: int) -> list[list[int]]:
+def prediction_batches(costs: Sequence[int] | NDArray[np.integer[Any]], budget: int) -> list[list[int]]:
     """Return batches of rows of about one length, with at most ``budget`` padded tokens each (one row at least)."""
+    lengths = np.asarray(costs, np.int64)
+    order = np.argsort(lengths, kind="stable")
+    lengths, rows = lengths[order], order.tolist()
     batches: list[list[int]] = []
-    for row in sorted(range(len(costs)), key=lambda row: (costs[row], row)):
-        if batches and (len(batches[-1]) + 1) * costs[row] <= budget:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
+    start = 0
+    while start < len(rows):
+        # A batch only grows with each row of ascending length, so where it first grows too large can be searched.
+        is_over = partial(_is_over, lengths=lengths, start=start, budget=budget)
+        end = bisect_left(range(len(rows)), True, lo=start + 1, key=is_over)
+        batches.append(rows[start:end])
+        start = end
     return batches
+
+
+def _is_over(last: int, lengths: NDArray[np.int64], start: int, budget: int) -> bool:
+    """Return whether rows of ascending length, from the first to the last of a batch, are too many padded tokens."""
+    return bool((last - start + 1) * lengths[last] > budget)
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> Batch:

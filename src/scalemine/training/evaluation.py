@@ -9,24 +9,46 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HFValidationError
 
 from scalemine.config import InputError, LabelsConfig
 from scalemine.executor import InlineExecutor
+from scalemine.models import first_line
 from scalemine.store import read_json
 
 logger = logging.getLogger(__name__)
 
+CONFIG = "config.json"
+
 
 def is_classifier(model: str) -> bool:
-    """Return whether a folder holds a classifier; of what is no folder here it is taken for a tagger's hub id."""
-    for folder in (Path(model), Path(model) / "model"):
-        if (folder / "config.json").exists():
-            try:
-                found = read_json(folder / "config.json").get("scalemine")
-            except (ValueError, AttributeError):
-                return False  # said by who loads it
-            return isinstance(found, dict) and found.get("kind") == "classifier"
-    return False
+    """Return whether a model is a classifier: a folder, that of a run, or a hub id, whose configuration is fetched.
+
+    Raises:
+        InputError: It is no folder, and the hub does not give it.
+    """
+    path = _configuration(model)
+    if path is None:
+        return False  # said by who loads it, as is a damaged one
+    try:
+        found = read_json(path).get("scalemine")
+    except (ValueError, AttributeError):
+        return False
+    return isinstance(found, dict) and found.get("kind") == "classifier"
+
+
+def _configuration(model: str) -> Path | None:
+    """Return a model's ``config.json``; None where a folder, or what can only be one, has none."""
+    folder = Path(model)
+    if folder.is_dir():
+        return next((path for path in (folder / CONFIG, folder / "model" / CONFIG) if path.exists()), None)
+    if model.count("/") > 1 or model.startswith((".", "/", "~")):
+        return None
+    try:
+        return Path(hf_hub_download(model, CONFIG))
+    except (OSError, HFValidationError) as error:
+        raise InputError(f"{model}: no model here, and the hub does not give it ({first_line(error)})") from None
 
 
 def evaluate_tagger(model: str, uris: Sequence[str], *, num_bootstrap: int) -> dict[str, Any]:

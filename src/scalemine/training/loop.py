@@ -15,7 +15,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -101,6 +101,62 @@ class Plan:
 
 
 @dataclass
+class RateCheck:
+    """Whether an optimiser uses the learning rates planned: compared step by step, of which only this is kept.
+
+    Args:
+        num_steps: Steps that were compared.
+        first: The rate of each group of parameters at the first of them.
+        last: At the last of them.
+        mismatch: Where the rates first differed, in words.
+    """
+
+    num_steps: int = 0
+    first: list[float] | None = None
+    last: list[float] | None = None
+    mismatch: str | None = None
+
+    def add(self, step: int, planned: Sequence[float], applied: Sequence[float]) -> None:
+        """Compare the rates of one step, group by group."""
+        for group, (wanted, used) in enumerate(zip(planned, applied, strict=True)):
+            if self.mismatch is None and not math.isclose(wanted, used, rel_tol=1e-6, abs_tol=1e-12):
+                self.mismatch = (
+                    f"learning rate at step {step}, group {group} of parameters: planned {wanted:.3g}, applied "
+                    f"{used:.3g}: these weights are not what the configuration says"
+                )
+        self.num_steps += 1
+        self.last = list(applied)
+        self.first = self.first or self.last
+
+    def summary(self, steps: int, skipped: int) -> dict[str, Any]:
+        """Return what was compared, ready for JSON.
+
+        Args:
+            steps: Steps that were planned.
+            skipped: Those of them that a gradient scaler left out, after too large a number.
+
+        Raises:
+            RunError: The rates differed, in number or in value, or most steps were left out.
+        """
+        if self.num_steps + skipped != steps or 2 * skipped > steps:
+            raise RunError(
+                f"the optimiser made {self.num_steps} steps and left out {skipped} where {steps} were planned: these "
+                f"weights are not what the configuration says"
+            )
+        if self.mismatch is not None:
+            raise RunError(self.mismatch)
+        return {
+            "equal": True,
+            "steps_planned": steps,
+            "steps_applied": self.num_steps,
+            "skipped_steps": skipped,
+            "groups": len(self.first or ()),
+            "first": self.first,
+            "last": self.last,
+        }
+
+
+@dataclass
 class Progress:
     """How far a fit has come; written with each checkpoint."""
 
@@ -115,7 +171,7 @@ class Progress:
     seconds: float = 0.0
     skipped_steps: int = 0
     history: list[dict[str, float]] = field(default_factory=list)
-    rates: list[tuple[int, list[float]]] = field(default_factory=list)
+    rates: RateCheck = field(default_factory=RateCheck)
 
 
 @dataclass(frozen=True)
@@ -185,7 +241,7 @@ def fit(
     steps_per_epoch = math.ceil(len(costs) / plan.batch_size)
     num_steps = plan.epochs * steps_per_epoch
     groups = task.parameter_groups()
-    base_rates = [float(group["lr"]) for group in groups]
+    base_rates = _rates(groups)
     # A fused step hides from the scaler of float16 that it was left out.
     fused = accelerator.device.type in ("cpu", "cuda") and accelerator.scaler is None
     optimizer = torch.optim.AdamW(groups, fused=fused)
@@ -194,9 +250,11 @@ def fit(
     scheduler = LambdaLR(optimizer, planned)
     model, prepared = accelerator.prepare(task.model, optimizer)
     progress = Progress()
-    # What the optimiser really used, seen from inside of its steps.
+    # What the optimiser really uses, seen from inside of its steps.
     optimizer.register_step_pre_hook(
-        lambda used, *_: progress.rates.append((progress.step, [float(group["lr"]) for group in used.param_groups]))
+        lambda used, *_: progress.rates.add(
+            progress.step, [base * planned(progress.step) for base in base_rates], _rates(used.param_groups)
+        )
     )
     loop = _Loop(task, plan, folder, accelerator, model, prepared, optimizer, scheduler, progress)
     loop.restore()
@@ -215,55 +273,15 @@ def fit(
                 raise Stopped
         loop.end_epoch(started)
         on_epoch(progress)
-    lr_check = check_rates(progress.rates, progress.skipped_steps, base_rates, planned, progress.step)
-    lr_check["schedule_steps"] = num_steps
+    lr_check = progress.rates.summary(progress.step, progress.skipped_steps) | {"schedule_steps": num_steps}
     loop.load_best()
     if not progress.best:
         logger.warning("the score never rose above 0: nothing that counts was learnt; try a higher train.head_lr")
     return Fit(progress.best, progress.best_epoch, progress.history, lr_check, round(progress.seconds, 3))
 
 
-def check_rates(
-    rates: Sequence[tuple[int, Sequence[float]]],
-    skipped: int,
-    base_rates: Sequence[float],
-    planned: Callable[[int], float],
-    steps: int,
-) -> dict[str, Any]:
-    """Compare the learning rates that the optimiser used with those planned, step by step and group by group.
-
-    Args:
-        rates: Of each optimiser step, its number and the rate of each group of parameters.
-        skipped: Steps that a gradient scaler left out, after too large a number.
-        base_rates: The rate of each group at the start.
-        planned: The share of it that a step was to use.
-        steps: Steps that were made.
-
-    Raises:
-        RunError: They differ, in number or in value, or most steps were left out.
-    """
-    if len(rates) + skipped != steps or 2 * skipped > steps:
-        raise RunError(
-            f"the optimiser made {len(rates)} steps and left out {skipped} where {steps} were planned: these weights "
-            f"are not what the configuration says"
-        )
-    for step, used in rates:
-        for group, (base, applied) in enumerate(zip(base_rates, used, strict=True)):
-            wanted = base * planned(step)
-            if not math.isclose(wanted, applied, rel_tol=1e-6, abs_tol=1e-12):
-                raise RunError(
-                    f"learning rate at step {step}, group {group} of parameters: planned {wanted:.3g}, applied "
-                    f"{applied:.3g}: these weights are not what the configuration says"
-                )
-    return {
-        "equal": True,
-        "steps_planned": steps,
-        "steps_applied": len(rates),
-        "skipped_steps": skipped,
-        "groups": len(base_rates),
-        "first": list(rates[0][1]) if rates else None,
-        "last": list(rates[-1][1]) if rates else None,
-    }
+def _rates(groups: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [float(group["lr"]) for group in groups]
 
 
 def _has_stalled(progress: Progress, plan: Plan) -> bool:
@@ -325,7 +343,7 @@ class _Loop:
         progress.epoch_step += 1
         progress.loss_sum += loss * num_items
         progress.item_sum += num_items
-        lr = progress.rates[-1][1][0] if progress.rates else 0.0
+        lr = progress.rates.last[0] if progress.rates.last else 0.0
         accelerator.log({"loss": loss, "lr": lr}, step=progress.step)
 
     def _refuse(self, what: str, rows: Sequence[int]) -> None:
@@ -390,7 +408,7 @@ class _Loop:
             scaler = self.accelerator.scaler
             facts = {
                 "tensors": name,
-                "progress": vars(progress),
+                "progress": asdict(progress),
                 "processes": self.accelerator.num_processes,
                 "scheduler_step": self.scheduler.last_epoch,
                 "scaler": scaler.state_dict() if scaler is not None else None,
@@ -421,7 +439,7 @@ class _Loop:
         self._load_model(self.folder / facts["tensors"])
         self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         for name, value in facts["progress"].items():
-            setattr(self.progress, name, value)
+            setattr(self.progress, name, RateCheck(**value) if name == "rates" else value)
         if facts["scaler"] is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(facts["scaler"])
         self.scheduler.last_epoch = facts["scheduler_step"]

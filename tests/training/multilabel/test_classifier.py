@@ -559,6 +559,26 @@ def test_what_is_not_read_is_said(loaded, caplog):
     assert over == pytest.approx(fits[[0, 1, 1]], abs=1e-6)
 
 
+@pytest.mark.parametrize("num_texts", [1, 2, 3, 100])
+def test_texts_are_tokenised_some_at_a_time(loaded, caplog, monkeypatch, num_texts):
+    expected, sizes = loaded.scores(TEXTS), []
+    caplog.clear()
+    tokens = Classifier._tokens
+
+    def count(classifier, texts):
+        sizes.append(len(texts))
+        return tokens(classifier, texts)
+
+    monkeypatch.setattr(Classifier, "_tokens", count)
+    monkeypatch.setattr(module, "_TOKENISED_TEXTS", num_texts)
+    texts = [*TEXTS, TEXTS[6]]
+    with caplog.at_level("WARNING", logger="scalemine"):
+        assert loaded.scores(texts) == pytest.approx(expected[[*range(len(TEXTS)), 6]], abs=1e-6)
+    assert caplog.messages == ["3 texts are longer than the classifier reads (24 tokens), and were cut"]
+    assert sum(sizes) == len(texts)
+    assert max(sizes) == min(num_texts, len(texts))
+
+
 def test_one_text_is_no_list_of_texts(loaded):
     for call in (loaded.scores, loaded.classify):
         with pytest.raises(ValueError, match="give \\[text\\]"):

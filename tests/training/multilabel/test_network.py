@@ -38,8 +38,8 @@ def loss(name: str = "bce") -> LabelLoss:
     return LabelLoss(LossConfig(name=name), LabelCounts(20, np.full(4, 5), np.full(4, 15)))
 
 
-def load(encoder: Path, **options) -> ClassifierNetwork:
-    torch.manual_seed(0)
+def load(encoder: Path, seed: int = 0, **options) -> ClassifierNetwork:
+    torch.manual_seed(seed)
     values = {"nesting": None, "loss": loss(), "precision": "float32", "max_length": 32, "freeze": False}
     values |= {"lora": None, "gradient_checkpointing": False}
     return load_network(encoder, LABELS, **(values | options))
@@ -211,6 +211,26 @@ def test_a_classifiers_head_is_discarded(encoder, tmp_path):
     )  # fmt: skip
     assert other.head.out_features == 2
     assert other.whole([1, 1], [0, 0]).config.id2label == {0: "one", 1: "two"}
+
+
+def test_the_head_of_a_classifier_with_as_many_labels_is_drawn_anew(encoder, tmp_path):
+    trained = load(encoder)
+    with torch.no_grad():
+        trained.head.weight.fill_(9.0)
+        trained.head.bias.fill_(-9.0)
+        trained.model.bert.pooler.dense.bias.fill_(7.0)
+    write_classifier(trained.whole(np.ones(4), np.zeros(4)), load_tokenizer(encoder, key="x"), INFO, tmp_path)
+    network = load(tmp_path)
+    assert torch.equal(network.model.bert.pooler.dense.bias, torch.full((DIM,), 7.0))  # the rest is kept
+    assert network.head.out_features == 4
+    assert not network.head.bias.any()
+    spread = network.model.config.initializer_range
+    assert network.head.weight.std().item() == pytest.approx(spread, rel=0.3)
+    assert abs(network.head.weight.mean().item()) < 0.3 * spread
+    # By the seed that is set before, and as that of an encoder that is no classifier.
+    assert torch.equal(load(tmp_path).head.weight, network.head.weight)
+    assert not torch.equal(load(tmp_path, seed=1).head.weight, network.head.weight)
+    assert load(encoder).head.weight.std().item() == pytest.approx(spread, rel=0.3)
 
 
 # Refusals

@@ -44,6 +44,8 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 # Rises when the meaning of what config.json holds under "scalemine" changes.
 FORMAT = 1
 PRECISIONS = ("float32", "bfloat16", "float16", "auto")
+# Texts whose tokens are held at a time: as lists of Python's integers they are large.
+_TOKENISED_TEXTS = 16_384
 # What metrics.json and config.json say in full, and the card does not.
 _LONG = ("history", "lr_check")
 # ONNX files are protocol buffers, which end at 2 GiB; the graph itself takes some of it.
@@ -136,13 +138,26 @@ class Classifier(ModelHubMixin):  # type: ignore[misc]
         """
         if isinstance(texts, str):
             raise ValueError("expected several texts, got one; give [text]")
-        labels = self.labels
-        scores_NC = np.empty((len(texts), len(labels)), np.float32)
-        if not texts:
-            return scores_NC
-        tokens = self._tokens([self._normalise(text) for text in texts])
+        scores_NC = np.empty((len(texts), len(self.labels)), np.float32)
+        num_cut = 0
+        for start in range(0, len(texts), _TOKENISED_TEXTS):
+            part = slice(start, start + _TOKENISED_TEXTS)
+            tokens, cut = self._tokens([self._normalise(text) for text in texts[part]])
+            scores_NC[part] = self._scores_of(tokens)
+            num_cut += cut
+        if num_cut:
+            logger.warning(
+                "%d texts are longer than the classifier reads (%d tokens), and were cut",
+                num_cut, self.info["max_length"],
+            )  # fmt: skip
+        return scores_NC
+
+    def _scores_of(self, tokens: Mapping[str, list[list[int]]]) -> npt.NDArray[np.float32]:
+        """Return the probabilities of the labels of texts that are tokenised."""
+        lengths = list(map(len, tokens["input_ids"]))
+        scores_NC = np.empty((len(lengths), self.model.config.num_labels), np.float32)
         device = next(self.model.parameters()).device
-        for rows in prediction_batches(list(map(len, tokens["input_ids"])), BATCH_TOKENS[device.type]):
+        for rows in prediction_batches(lengths, BATCH_TOKENS[device.type]):
             logits_BC = self.model(**to_device(self._collate(tokens, rows), device)).logits
             scores_NC[rows] = torch.sigmoid(logits_BC.float()).cpu().numpy()
         return scores_NC
@@ -155,16 +170,14 @@ class Classifier(ModelHubMixin):  # type: ignore[misc]
             for scores in self.scores(texts).tolist()
         ]
 
-    def _tokens(self, texts: list[str]) -> dict[str, list[list[int]]]:
-        """Return what the model reads of texts that are normalised, by the name of the input."""
+    def _tokens(self, texts: list[str]) -> tuple[dict[str, list[list[int]]], int]:
+        """Return what the model reads of texts that are normalised, by the name of the input, and how many are cut."""
         max_length = self.info["max_length"]
         # Not all tokenisers return what they cut off, so those texts that fill the length are read once more.
         tokens = self.tokenizer(texts, truncation=True, max_length=max_length, verbose=False)
         full = [text for text, ids in zip(texts, tokens["input_ids"], strict=True) if len(ids) >= max_length]
         whole = self.tokenizer(full, truncation=False, verbose=False)["input_ids"] if full else []
-        if cut := sum(len(ids) > max_length for ids in whole):
-            logger.warning("%d texts are longer than the classifier reads (%d tokens), and were cut", cut, max_length)
-        return dict(tokens)
+        return dict(tokens), sum(len(ids) > max_length for ids in whole)
 
     def _collate(self, tokens: Mapping[str, list[list[int]]], rows: Sequence[int]) -> Batch:
         fillers = {"input_ids": self.tokenizer.pad_token_id or 0, "token_type_ids": self.tokenizer.pad_token_type_id}

@@ -163,8 +163,10 @@ def load_network(
             f"labels.nested: wants an encoder whose classifier ends in tanh ({', '.join(_TANH_HEADS)}); "
             f"{folder} is of the kind {kind}"
         )
-    width = getattr(*final_linear(model)).in_features
-    head = None if nesting is None else NestedLinear(width, nesting)  # None: transformers' own, drawn anew
+    last = getattr(*final_linear(model))
+    head = None if nesting is None else NestedLinear(last.in_features, nesting)
+    if head is None:
+        _draw_anew(model, last)
     network = ClassifierNetwork(model, head, loss, precision=precision)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -174,6 +176,12 @@ def load_network(
     if lora:
         network.model = _with_adapters(model, lora)
     return network
+
+
+def _draw_anew(model: Any, linear: nn.Linear) -> None:  # noqa: ANN401
+    """Draw a layer as that of a new model: transformers keeps that of a classifier with as many labels."""
+    nn.init.normal_(linear.weight, std=getattr(model.config, "initializer_range", 0.02))
+    nn.init.zeros_(linear.bias)
 
 
 def _with_adapters(model: Any, rank: int) -> Any:  # noqa: ANN401
