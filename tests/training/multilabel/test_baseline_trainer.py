@@ -131,11 +131,11 @@ def test_vectors_are_those_of_the_rows(data, tmp_path):
     one = config(data, tmp_path)
     train = BaselineFamily().read(one).train
     with pytest.raises(InputError, match="train.parquet: not embedded yet") as error:
-        vectors_of(one, train)
+        vectors_of(one, train, np.arange(train.num_rows))
     assert "\n" not in str(error.value)
     embed(one)
     expected = np.array([vector(text) for text in train.column("text")], np.float16)
-    assert np.array_equal(vectors_of(one, train), expected)
+    assert np.array_equal(vectors_of(one, train, np.arange(train.num_rows)), expected)
 
 
 def test_another_encoder_has_embeddings_of_its_own(data, tmp_path):

@@ -59,6 +59,7 @@ class Examples:
 
     Args:
         uri: The file.
+        sha256: Hash of ids, texts, targets and weights; further columns are of no matter to it.
         labels: The labels, C of them.
         corpus: Its tweets.
         targets: Their targets and weights, per shard.
@@ -69,6 +70,7 @@ class Examples:
     """
 
     uri: str
+    sha256: str
     labels: tuple[str, ...]
     corpus: Corpus
     targets: ShardFiles
@@ -81,12 +83,6 @@ class Examples:
     def num_rows(self) -> int:
         """Number of tweets."""
         return self.corpus.num_rows
-
-    @cached_property
-    def sha256(self) -> str:
-        """Hash of ids, texts, targets and weights; other columns are of no matter to it."""
-        facts = [self.targets.facts(shard) or {} for shard in self.corpus.shards]
-        return fingerprint([self.labels, [[one["tweets"], one["sha256"]] for one in facts]])
 
     @cached_property
     def _starts(self) -> NDArray[np.int64]:
@@ -267,8 +263,10 @@ def read_examples(
     targets = ShardFiles(stage, corpus)
     worker = partial(_TargetReader, corpus, targets, config, labels, where)
     make_shards(targets, worker, executor, None)
-    examples = Examples(uri, labels, corpus, targets, None, columns, {})
-    examples = replace(examples, unlisted={label: n for label, n in found.items() if label not in labels})
+    facts = [targets.facts(shard) or {} for shard in corpus.shards]
+    content = fingerprint([labels, [[one["tweets"], one["sha256"]] for one in facts]])
+    unlisted = {label: number for label, number in found.items() if label not in labels}
+    examples = Examples(uri, content, labels, corpus, targets, None, columns, unlisted)
     return examples if tokenise is None else _tokenised(examples, tokenise, executor, on_rows)
 
 
