@@ -211,12 +211,15 @@ def test_a_process_of_ray_that_fails_is_known_to_have_failed(tmp_path, monkeypat
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     asked = []
     monkeypatch.setattr(worker, "work", lambda path, request: asked.append((path, request.requested)) or went_well)
-    given = {"spec": str(tmp_path / module.SPEC), "threads": 3}
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "home").mkdir()
+    given = {"home": str(tmp_path / "home"), "spec": str(tmp_path / module.SPEC), "threads": 3}
     with contextlib.nullcontext() if went_well else pytest.raises(RuntimeError, match="said in a file"):
         module._work_in_ray(given)
     assert asked == [(tmp_path / module.SPEC, False)]
     assert (tmp_path / module.BEGUN).exists()
     assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert Path.cwd() == tmp_path / "home"  # relative paths are as for who began the run
 
 
 def test_another_number_of_processes_than_configured_is_refused(data, tmp_path):

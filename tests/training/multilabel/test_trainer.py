@@ -206,7 +206,7 @@ def test_every_loss_learns(data, tmp_path, name):
     rows = [row | {"is_negative": n % 10 == 0, "weight": 0.0 if n % 10 == 5 else 0.7} for n, row in enumerate(rows)]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "train.parquet")
     [result] = run_training(
-        config(data, tmp_path / "work", {}, loss, epochs=4, train_uri=str(tmp_path / "train.parquet"), **dev_of(data))
+        config(data, tmp_path / "work", {}, loss, epochs=8, train_uri=str(tmp_path / "train.parquet"), **dev_of(data))
     )
     losses = [epoch["loss"] for epoch in result["history"]]
     assert np.isfinite(losses).all()
