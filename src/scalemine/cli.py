@@ -356,7 +356,8 @@ def train(
         print_label_runs(Console(), results)
         for result in results:
             write_roc_figures(workdir.runs / result["name"])
-    print(f"models and results: {workdir.runs}; all scores: {workdir.results}")
+    what = "results" if loaded.train.is_baseline else "models and results"
+    print(f"{what}: {workdir.runs}; all scores: {workdir.results}")
 
 
 @app.command("map")

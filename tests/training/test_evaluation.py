@@ -55,9 +55,10 @@ def test_a_classifier_of_the_hub_is_told_by_its_configuration(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert is_classifier("someone/hub-model") is expected
     assert asked == [("someone/hub-model", "config.json")]  # and nothing more
-    # What can only be a folder is asked of nobody; that it is not there is said by who loads it.
+    # What can only be a folder is asked of nobody.
     for name in ("nowhere/at/all", "./nowhere", "~/nowhere", str(tmp_path / "nowhere")):
-        assert not is_classifier(name)
+        with pytest.raises(InputError, match=r"^MODEL: .*nowhere.*: no such folder"):
+            is_classifier(name)
     (tmp_path / "someone" / "hub-model").mkdir(parents=True)
     assert not is_classifier("someone/hub-model")  # a folder here comes first
     assert len(asked) == 1
@@ -187,7 +188,7 @@ def test_labels_that_a_classifier_does_not_know(classified, tmp_path, caplog):
     with caplog.at_level("WARNING", logger="scalemine"):
         found = evaluate_classifier(str(run), [str(path)], num_bootstrap=0)
     assert set(found[str(path)]["per_label"]) == set(TELLING)
-    assert f"{path}: labels that the model does not know are left out: riot" in caplog.messages
+    assert f"{path}: labels that the model does not know are left out: 'riot' (13 tweets)" in caplog.messages
     path = write_labelled(tmp_path / "other.parquet", 30, 3, labels=("riot",))
     with pytest.raises(InputError, match=r"^SET: .*no tweet bears one of the model's labels: crash, fire, harm$"):
         evaluate_classifier(str(run), [str(path)], num_bootstrap=0)

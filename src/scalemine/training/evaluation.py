@@ -26,7 +26,7 @@ def is_classifier(model: str) -> bool:
     """Return whether a model is a classifier: a folder, that of a run, or a hub id, whose configuration is fetched.
 
     Raises:
-        InputError: It is no folder, and the hub does not give it.
+        InputError: There is no such folder, and the hub does not give it.
     """
     path = _configuration(model)
     if path is None:
@@ -39,12 +39,12 @@ def is_classifier(model: str) -> bool:
 
 
 def _configuration(model: str) -> Path | None:
-    """Return a model's ``config.json``; None where a folder, or what can only be one, has none."""
+    """Return a model's ``config.json``; None where a folder has none."""
     folder = Path(model)
     if folder.is_dir():
         return next((path for path in (folder / CONFIG, folder / "model" / CONFIG) if path.exists()), None)
     if model.count("/") > 1 or model.startswith((".", "/", "~")):
-        return None
+        raise InputError(f"MODEL: {model}: no such folder (expected a model that scalemine train wrote, or a hub id)")
     try:
         return Path(hf_hub_download(model, CONFIG))
     except (OSError, HFValidationError) as error:
@@ -96,9 +96,8 @@ def evaluate_classifier(model: str, uris: Sequence[str], *, num_bootstrap: int) 
                 uri, reading, Path(folder), executor=InlineExecutor, names=labels, key="SET"
             )  # fmt: skip
             if examples.unlisted:
-                logger.warning(
-                    "%s: labels that the model does not know are left out: %s", uri, ", ".join(examples.unlisted)
-                )
+                unknown = ", ".join(f"{label!r} ({number} tweets)" for label, number in examples.unlisted.items())
+                logger.warning("%s: labels that the model does not know are left out: %s", uri, unknown)
             targets_NC = examples.targets_of()
             if not (targets_NC == POSITIVE).any():
                 raise InputError(f"SET: {uri}: no tweet bears one of the model's labels: {', '.join(labels)}")

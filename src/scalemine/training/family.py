@@ -215,6 +215,14 @@ def chooser(config: Config) -> str:
     return HELD_OUT if config.train.stop_on == "test" else DEV
 
 
+def described_chooser(config: Config) -> str:
+    """Return in words what chooses the epoch, and decides what is fitted after it."""
+    if config.train.dev_uri:
+        return Path(config.train.dev_uri).name
+    parts = {HELD_OUT: "the held-out fold (the published way)", DEV: "a dev part of the training folds"}
+    return parts[chooser(config)]
+
+
 def report_epoch(config: Config, split: Split, progress: Progress, measure: str) -> None:
     """Say how an epoch went.
 
@@ -235,7 +243,6 @@ def report_epoch(config: Config, split: Split, progress: Progress, measure: str)
 
 def fit_facts(config: Config, data: Data[Any], split: Split, found: Fit, *, cut: int) -> dict[str, Any]:
     """Return what is to be said of a fit, in the card and in the results; ``cut``: tweets that are not read whole."""
-    chosen_on = {HELD_OUT: "the held-out fold (the published way)", DEV: "a dev part of the training folds"}
     return {
         "file": Path(data.train.uri).name,
         "sha256": data.train.sha256,
@@ -245,7 +252,7 @@ def fit_facts(config: Config, data: Data[Any], split: Split, found: Fit, *, cut:
         "fold": split.fold,
         "epochs": len(found.history),
         "best_epoch": found.best_epoch,
-        "chosen_on": Path(config.train.dev_uri).name if config.train.dev_uri else chosen_on[chooser(config)],
+        "chosen_on": described_chooser(config),
         "history": found.history,
         "lr_check": found.lr_check,
         "seconds": found.seconds,

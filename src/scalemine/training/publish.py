@@ -21,6 +21,9 @@ def write_onnx(model: str) -> Path:
         RunError: The file would give other numbers than the model.
     """
     if not is_classifier(model):
+        from scalemine.training.tagging.tagger import load_tagger
+
+        load_tagger(model, device="cpu")  # says where there is no model at all
         raise InputError(f"publish --onnx: {model} is a tagger; only classifiers become ONNX files")
     from scalemine.training.multilabel.classifier import export_onnx, find_folder
 

@@ -99,12 +99,18 @@ def _plan_lines(config: Config, family: Family, data: Data[Any]) -> list[str]:
     lines = [f"{key}: {value}" for key, value in run_settings(config, family).items()]
     for split in splits_of(config, family, data):
         folder = _open_run(config, family, data, split, make=False).folder
-        state = (
-            "finished" if (folder / "result.json").exists() else "to go on" if (folder / STATE).exists() else "to do"
-        )
+        state = _state(folder, _scoring(config, data))
         dev = f"{len(split.dev)} of dev" if len(split.dev) else "dev from elsewhere"
         lines.append(f"{folder.name}: {len(split.train)} tweets, {dev}, {len(split.held_out)} held out: {state}")
     return [*lines, *(f"{name}: {dataset.num_rows} tweets" for name, dataset in data.tests.items())]
+
+
+def _state(folder: Path, scoring: Mapping[str, Any]) -> str:
+    """Return in words how far a run has come."""
+    result = read_result(folder)
+    if result is not None:
+        return "finished" if result["scoring"] == scoring else "trained, to be scored again"
+    return "to go on" if (folder / STATE).exists() else "to do"
 
 
 def _open_run(
@@ -142,6 +148,8 @@ def _run(
     """Do one run, unless it is done."""
     stage = _open_run(config, family, data, split, redo=redo)
     result = read_result(stage.folder)
+    if result is not None and result["scoring"] != _scoring(config, data):
+        logger.info("%s: trained before; scored again, as what it is scored on has changed", stage.folder.name)
     if result is not None and result["scoring"] == _scoring(config, data):
         logger.info("%s: finished before", stage.folder.name)
         _remove_checkpoint(stage.folder)

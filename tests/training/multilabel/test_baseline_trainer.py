@@ -124,7 +124,7 @@ def test_the_published_way_chooses_thresholds_on_the_held_out_fold(data, tmp_pat
     embed(one)
     for result in run_training(one):
         assert set(result["metrics"]) == {"held_out", "test"}
-        assert result["chosen_on"] == "no epochs; thresholds on held-out"
+        assert result["chosen_on"] == "the held-out fold (the published way)"
 
 
 def test_vectors_are_those_of_the_rows(data, tmp_path):

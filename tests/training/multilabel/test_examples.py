@@ -398,8 +398,8 @@ def one_line(error: pytest.ExceptionInfo[InputError]) -> str:
 BAD_VALUES = [
     ({"one": "maybe"}, {"columns": ["one"]}, "column one holds 'maybe' (id t3); expected 1, 0, and -1 or nothing"),
     ({"one": "2"}, {"columns": ["one"]}, "column one holds '2' (id t3)"),
-    ({"labels": '["fear"'}, {}, "column labels holds '[\"fear\"' (id t3); expected a list of names"),
-    ({"labels": "[1]"}, {}, "column labels holds '[1]' (id t3); expected a list of names"),
+    ({"labels": '["fear"'}, {}, "column labels holds '[\"fear\"' (id t3); expected a JSON list of names"),
+    ({"labels": "[1]"}, {}, "column labels holds '[1]' (id t3); expected a JSON list of names"),
     ({"weight": "-0.5"}, {}, "column weight holds '-0.5' (id t3); expected a number from 0"),
     ({"weight": "heavy"}, {}, "column weight holds 'heavy' (id t3)"),
     ({"weight": "nan"}, {}, "column weight holds 'nan' (id t3)"),

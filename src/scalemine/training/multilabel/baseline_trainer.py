@@ -19,7 +19,7 @@ from scalemine.executor import ShowProgress, Stopped, StopRequest, StopSignals, 
 from scalemine.models import encoder_settings
 from scalemine.shards import Embeddings
 from scalemine.store import fingerprint, open_stage
-from scalemine.training.family import Data, chooser, encoder_name, remove_predictions, run_label
+from scalemine.training.family import Data, chooser, described_chooser, encoder_name, remove_predictions, run_label
 from scalemine.training.multilabel.baselines import fit_predict
 from scalemine.training.multilabel.data import LabelFamily, LabelSets, read_label_data
 from scalemine.training.multilabel.examples import NEGATIVE, UNKNOWN, Examples
@@ -161,13 +161,12 @@ class BaselineTrainer:
 
     def describe(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Return what is to be said of the run beside its scores."""
-        chosen_on = "no epochs; thresholds on " + chooser(self.config).replace("_", "-")
         return {
             "words": f"{Path(encoder_name(self.config)[0]).name}, frozen embeddings",
             "labels": list(self.tweets.labels),
             "epochs": 0,
             "best_epoch": 0,
-            "chosen_on": chosen_on,
+            "chosen_on": described_chooser(self.config),
             "seconds": facts["seconds"],
             "device": "cpu",
         }

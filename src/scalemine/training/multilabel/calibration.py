@@ -20,12 +20,14 @@ Floats = NDArray[np.float64]
 Method = Literal["none", "temperature", "platt"]
 
 NUM_BINS: Final = 15
+# Positives that a label needs for a threshold of its own.
+MIN_POSITIVES: Final = 50
 LEAST_SLOPE: Final = 0.05
 MOST_SLOPE: Final = 20.0
 
 
 def best_thresholds(
-    targets_NC: NDArray[Any], scores_NC: NDArray[Any], *, min_positives: int = 50, default: float
+    targets_NC: NDArray[Any], scores_NC: NDArray[Any], *, min_positives: int = MIN_POSITIVES, default: float
 ) -> Floats:
     """Return per label the threshold of the highest F1, ``(C,)``: a score as high or higher is a yes.
 

@@ -24,7 +24,7 @@ from scalemine.executor import Executor, ShowProgress, StopSignals, make_executo
 from scalemine.shards import matrix
 from scalemine.store import Workdir, write_whole
 from scalemine.training.family import DEV, HELD_OUT, Data, chooser, find_files
-from scalemine.training.multilabel.calibration import Calibration, best_thresholds, fit_calibration
+from scalemine.training.multilabel.calibration import MIN_POSITIVES, Calibration, best_thresholds, fit_calibration
 from scalemine.training.multilabel.examples import (
     NEGATIVE,
     POSITIVE,
@@ -213,14 +213,25 @@ class LabelSets:
         """Return how logits become probabilities, fitted on what chose the epoch."""
         name = chooser(self.config)
         groups = self.nesting.components if self.nesting else None
-        return fit_calibration(logits_NC, self.targets(name), self.config.labels.calibration, groups=groups)
+        found = fit_calibration(logits_NC, self.targets(name), self.config.labels.calibration, groups=groups)
+        as_is = (found.slope_C == 1) & (found.offset_C == 0)
+        if self.config.labels.calibration != "none" and as_is.any():
+            few = ", ".join(label for label, one in zip(self.labels, as_is, strict=True) if one)
+            logger.warning("not calibrated, as %s has too few tweets with or without them: %s", name, few)
+        return found
 
     def thresholds(self, scores_NC: Floats) -> NDArray[np.float64]:
         """Return from which probability each label is given ``(C,)``, fitted on what chose the epoch."""
         wanted = self.config.labels.threshold
         if wanted != "best":
             return np.full(len(self.labels), float(wanted))
-        thresholds_C = best_thresholds(self.targets(chooser(self.config)), scores_NC, default=_DEFAULT_THRESHOLD)
+        targets_NC = self.targets(chooser(self.config))
+        thresholds_C = best_thresholds(targets_NC, scores_NC, default=_DEFAULT_THRESHOLD)
+        numbers = (targets_NC == POSITIVE).sum(0)
+        rare = ", ".join(label for label, n in zip(self.labels, numbers, strict=True) if n < MIN_POSITIVES)
+        if rare:
+            name = chooser(self.config)
+            logger.warning("%s has fewer than %d tweets with %s: they share a threshold", name, MIN_POSITIVES, rare)
         if nesting := self.nesting:  # who is given an inner label is given the outer ones
             for label in nesting.inner_first:
                 thresholds_C[label] = min(thresholds_C[[label, *nesting.inner[label]]])

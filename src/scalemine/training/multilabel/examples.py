@@ -369,7 +369,7 @@ def _labels_of(value: str, name: str, config: LabelsConfig, table: pa.Table) -> 
         except orjson.JSONDecodeError:
             labels = [None]
         if not all(isinstance(label, str) for label in labels):
-            raise ValueError(f"{_said(table, name, given)}; expected a list of names")
+            raise ValueError(f"{_said(table, name, given)}; expected a JSON list of names, or names parted by commas")
         return list(dict.fromkeys(label.strip() for label in labels))
     return list(dict.fromkeys(label for part in value.split(",") if (label := part.strip())))
 

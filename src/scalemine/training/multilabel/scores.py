@@ -93,13 +93,17 @@ def score_labels(
     per_label = _per_label(targets_NC, scores_NC, labels, ranking_C, counts_C3, prior_C, thresholds_C)
     rounds = _num_rounds(num_bootstrap, targets_NC.size) if num_rows else 0
     intervals = _intervals(ranking_C, merged, (targets_NC, scores_NC, thresholds_C), rounds, seed)
+    decisions = _decisions(targets_NC, scores_NC, thresholds_C, counts_C3)
     prior = _score_prior(targets_NC, ranking_C, prior_C)
+    verdict = _verdict(areas["roc_auc"], prior["roc_auc"], intervals.get("roc_auc_macro"), ranking_C, num_rows)
+    if verdict["beats_prior"] and (decisions["macro_f1"] or 0) <= (prior["macro_f1"] or 0):
+        verdict["text"] += "; at these thresholds the labels given are no better: see macro F1"
     return {
         "num_rows": num_rows,
         "num_known": len(merged.rows_M),
         "num_undefined": sum(not one.defined for one in ranking_C),
         **areas,
-        **_decisions(targets_NC, scores_NC, thresholds_C, counts_C3),
+        **decisions,
         "ece": _mean([one["ece"] for one in per_label.values()]),
         "brier": _mean([one["brier"] for one in per_label.values()]),
         "false_alarms": _false_alarms(targets_NC, scores_NC, thresholds_C),
@@ -108,7 +112,7 @@ def score_labels(
         "groups": {name: _score_groups(targets_NC, scores_NC, thresholds_C, values) for name, values in groups.items()},
         "intervals": intervals,
         "bootstrap_rounds": rounds,
-        "verdict": _verdict(areas["roc_auc"], prior["roc_auc"], intervals.get("roc_auc_macro"), ranking_C, num_rows),
+        "verdict": verdict,
     }
 
 
