@@ -329,9 +329,16 @@ def test_curves_are_tracked(data, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def of_ray(data):
+def of_ray(data, monkeypatch):
+    """A run over Ray, whose paths are relative: Ray begins its processes in another folder."""
+    monkeypatch.chdir(data)
+
     def make(workdir: Path, **train) -> Config:
         values = settings(data, workdir, processes=2, **train)
+        values["train"] = {
+            key: value.removeprefix(f"{data}/") if isinstance(value, str) else value
+            for key, value in values["train"].items()
+        }
         values["compute"] |= {"executor": "ray", "workers": 2}
         return Config.model_validate(values)
 
