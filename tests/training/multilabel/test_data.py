@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scalemine.config import Config, InputError
+from scalemine.config import Config, InputError, LossConfig
 from scalemine.executor import StopSignals
 from scalemine.training.family import Data
 from scalemine.training.multilabel import data as module
@@ -220,3 +220,19 @@ def test_what_was_read_is_said(files):
         "dev: 6 tweets, 3 labels, 1.17 a tweet",
         "test: 12 tweets, 3 labels, 0.58 a tweet, 50.0% unknown",
     ]
+
+
+def test_thresholds_know_of_negatives(files):
+    """Without them all scores are of tweets that bear a label, and any threshold will do."""
+    labels = [["far"]] * 60 + [[]] * 40
+    write(files / "dev.parquet", labels, is_negative=[False] * 60 + [True] * 40)
+    scores_NC = np.full((100, 3), 0.01, np.float32)
+    scores_NC[:60, 0] = np.linspace(0.6, 0.9, 60)
+    scores_NC[60:, 0] = np.linspace(0.1, 0.5, 40)
+    how = {"dev_uri": str(files / "dev.parquet")}
+    made = config(files, **how)
+    known = LabelSets(made, read(made), split(list(range(24)))).thresholds(scores_NC)
+    assert known[0] == pytest.approx(0.55)
+    ignoring = made.model_copy(update={"loss": LossConfig(unknown="ignore")})
+    free = LabelSets(ignoring, read(ignoring), split(list(range(24)))).thresholds(scores_NC)
+    assert free[0] == pytest.approx(0.3)  # midway to nothing: no tweet without the label is known

@@ -209,11 +209,21 @@ class LabelSets:
         known_C = (targets_NC != UNKNOWN).sum(0)
         return np.asarray((targets_NC == POSITIVE).sum(0) / np.maximum(known_C, 1), np.float64)
 
+    def _targets_to_decide_by(self) -> NDArray[np.int8]:
+        """Return the targets ``(N, C)`` of what chose the epoch, where mined and random negatives count as such.
+
+        Without them, thresholds would be those of a world in which every tweet bears a label.
+        """
+        targets_NC = self.targets(chooser(self.config))
+        if self.config.loss.unknown == "negative":
+            targets_NC[(targets_NC == UNKNOWN).all(axis=1)] = NEGATIVE
+        return targets_NC
+
     def calibrate(self, logits_NC: Floats) -> Calibration:
         """Return how logits become probabilities, fitted on what chose the epoch."""
         name = chooser(self.config)
         groups = self.nesting.components if self.nesting else None
-        found = fit_calibration(logits_NC, self.targets(name), self.config.labels.calibration, groups=groups)
+        found = fit_calibration(logits_NC, self._targets_to_decide_by(), self.config.labels.calibration, groups=groups)
         as_is = (found.slope_C == 1) & (found.offset_C == 0)
         if self.config.labels.calibration != "none" and as_is.any():
             few = ", ".join(label for label, one in zip(self.labels, as_is, strict=True) if one)
@@ -225,7 +235,7 @@ class LabelSets:
         wanted = self.config.labels.threshold
         if wanted != "best":
             return np.full(len(self.labels), float(wanted))
-        targets_NC = self.targets(chooser(self.config))
+        targets_NC = self._targets_to_decide_by()
         thresholds_C = best_thresholds(targets_NC, scores_NC, default=_DEFAULT_THRESHOLD)
         numbers = (targets_NC == POSITIVE).sum(0)
         rare = ", ".join(label for label, n in zip(self.labels, numbers, strict=True) if n < MIN_POSITIVES)
