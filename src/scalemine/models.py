@@ -66,12 +66,17 @@ def find_model(name: str, revision: str | None = None, *, key: str = "encoder.mo
         folder = _package_folder(name.removeprefix(PACKAGE_PREFIX), key)
     elif Path(name).expanduser().is_dir():
         folder = Path(name).expanduser()
-    elif re.match(r"[./~]", name) or name.count("/") > 1:
+    elif is_path(name):
         raise InputError(f"{key}: no such folder: {name} (expected a hub id, a folder or package:NAME)")
     else:
         folder = _hub_folder(name, revision, key)
     _refuse_pickles(folder, name, key)
     return folder
+
+
+def is_path(name: str) -> bool:
+    """Return whether a model's name can only be that of a folder, and is no hub id."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1
 
 
 def _package_folder(name: str, key: str) -> Path:

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HFValidationError
 
 from scalemine.config import InputError, LabelsConfig
 from scalemine.executor import InlineExecutor
-from scalemine.models import first_line
+from scalemine.models import first_line, is_path
 from scalemine.store import read_json
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ def _configuration(model: str) -> Path | None:
     folder = Path(model)
     if folder.is_dir():
         return next((path for path in (folder / CONFIG, folder / "model" / CONFIG) if path.exists()), None)
-    if model.count("/") > 1 or model.startswith((".", "/", "~")):
+    if is_path(model):
         raise InputError(f"MODEL: {model}: no such folder (expected a model that scalemine train wrote, or a hub id)")
     try:
         return Path(hf_hub_download(model, CONFIG))

@@ -14,7 +14,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -278,6 +278,19 @@ def fit(
     if not progress.best:
         logger.warning("the score never rose above 0: nothing that counts was learnt; try a higher train.head_lr")
     return Fit(progress.best, progress.best_epoch, progress.history, lr_check, round(progress.seconds, 3))
+
+
+def grouped(parameters: Iterable[tuple[str, nn.Parameter, float]], weight_decay: float) -> list[dict[str, Any]]:
+    """Return parameters, each with its name and learning rate, in groups for the optimiser; frozen ones are left out.
+
+    Biases and the scales of norms are not decayed. Source: Devlin et al. (2019), as in their published code.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter, lr in parameters:
+        if parameter.requires_grad:
+            decays = not any(part in name.lower() for part in ("bias", "norm"))
+            groups.setdefault((lr, weight_decay if decays else 0.0), []).append(parameter)
+    return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
 
 
 def _rates(groups: Sequence[Mapping[str, Any]]) -> list[float]:

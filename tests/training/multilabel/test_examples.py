@@ -259,7 +259,7 @@ def test_shards_of_one_row(tmp_path, encoder, monkeypatch):
     assert (len(whole.corpus.shards), len(parts.corpus.shards)) == (1, 5)
     assert np.array_equal(parts.targets_of([4, 0]), whole.targets_of([4, 0]))
     assert parts.lengths.tolist() == whole.lengths.tolist()
-    assert num_cut(parts) == num_cut(whole)
+    assert num_cut(parts, np.arange(parts.num_rows)) == num_cut(whole, np.arange(whole.num_rows))
 
 
 def test_targets_and_tokens_are_mapped_not_held(tmp_path, encoder):
@@ -287,7 +287,8 @@ def test_tokens_are_the_tokenisers_own(tmp_path, small_shards, encoder):
     assert found.lengths.tolist() == [len(ids) for ids in expected]
     cut = sum(len(ids) > 12 for ids in whole)
     assert 0 < cut < 60
-    assert num_cut(found) == cut
+    assert num_cut(found, np.arange(found.num_rows)) == cut
+    assert [num_cut(found, np.array([row])) for row in range(60)] == [len(ids) > 12 for ids in whole]
 
 
 def test_threads_do_not_share_the_tokeniser_at_a_time(tmp_path, small_shards, encoder, monkeypatch):

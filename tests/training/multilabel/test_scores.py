@@ -522,3 +522,16 @@ def test_wrong_values_are_named() -> None:
         macro_roc_auc(targets_NC[:, :0], scores_NC[:, :0])
     with pytest.raises(ValueError, match="2 labels"):
         roc_curves(targets_NC, scores_NC, ["one", "two"])
+
+
+def test_a_good_ranking_with_bad_thresholds_is_said():
+    targets_NC = np.tile(np.array([[1], [0]], np.int8), (100, 1))
+    scores_NC = np.where(targets_NC == 1, 0.6, 0.4).astype(np.float32)
+    good, bad = (
+        score_labels(targets_NC, scores_NC, ["a"], prior_C=[0.5], thresholds_C=[at], num_bootstrap=50)["verdict"]
+        for at in (0.5, 0.9)
+    )
+    assert good["beats_prior"]
+    assert bad["beats_prior"]
+    assert "no better: see macro F1" not in good["text"]
+    assert bad["text"].endswith("at these thresholds the labels given are no better: see macro F1")

@@ -74,13 +74,8 @@ def fit_predict(
         ValueError: There is no such baseline, an option is out of its range, lengths differ, a weight is negative or
             not finite, or so is an embedding.
     """
-    if name not in BASELINES:
-        raise ValueError(f"baseline: expected one of {', '.join(BASELINES)}, got {name!r}")
-    num_rows, num_labels = targets_NC.shape
-    if not len(vectors_ND) == num_rows == len(weight_N):
-        raise ValueError(f"{len(vectors_ND)} embeddings, {num_rows} rows of targets and {len(weight_N)} weights")
-    if not np.all(np.isfinite(weight_N) & (weight_N >= 0)):
-        raise ValueError("weights must be finite and at least 0")
+    _check_input(name, vectors_ND, targets_NC, weight_N)
+    num_labels = targets_NC.shape[1]
     vectors_ND, others = _prepared(name, vectors_ND, others)
     scores = {key: np.empty((len(vectors_MD), num_labels), np.float32) for key, vectors_MD in others.items()}
 
@@ -118,6 +113,15 @@ def fit_predict(
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return scores
+
+
+def _check_input(name: str, vectors_ND: NDArray[Any], targets_NC: NDArray[np.int8], weight_N: NDArray[Any]) -> None:
+    if name not in BASELINES:
+        raise ValueError(f"baseline: expected one of {', '.join(BASELINES)}, got {name!r}")
+    if not len(vectors_ND) == len(targets_NC) == len(weight_N):
+        raise ValueError(f"{len(vectors_ND)} embeddings, {len(targets_NC)} rows of targets and {len(weight_N)} weights")
+    if not np.all(np.isfinite(weight_N) & (weight_N >= 0)):
+        raise ValueError("weights must be finite and at least 0")
 
 
 def _pool(threads: int) -> ThreadPoolExecutor:

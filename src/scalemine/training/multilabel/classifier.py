@@ -32,7 +32,15 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from scalemine.config import InputError, RunError
-from scalemine.models import MODEL_FILES, device_name, first_line, load_tokenizer, precision_name, quieten_libraries
+from scalemine.models import (
+    MODEL_FILES,
+    device_name,
+    first_line,
+    is_path,
+    load_tokenizer,
+    precision_name,
+    quieten_libraries,
+)
 from scalemine.store import read_json, write_json, write_whole
 from scalemine.text import normaliser
 from scalemine.training.batches import BATCH_TOKENS, Batch, pad, prediction_batches, to_device
@@ -233,7 +241,7 @@ def load_classifier(folder: str | Path, *, device: str = "auto", precision: str 
     path = find_folder(folder)
     if path.is_dir():
         return _load(Classifier, path, device, precision)
-    if str(folder).count("/") > 1 or str(folder).startswith((".", "/", "~")):
+    if is_path(str(folder)):
         raise InputError(f"{folder}: no such folder (expected a classifier that scalemine train wrote, or a hub id)")
     try:
         return cast(Classifier, Classifier.from_pretrained(str(folder), device=device, precision=precision))

@@ -8,9 +8,9 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -79,16 +79,8 @@ def read_label_data(
     files = find_files(config)
     folder = scratch or Workdir(config.workdir.absolute()).examples
     keep = (*files.keep, *LANGUAGES)
-    with contextlib.ExitStack() as stack:
-        made: list[Executor] = []
-
-        def executor() -> Executor:  # only where there is anything to do: Ray takes seconds to start
-            if not made:
-                wants_gpu = encode is not None and config.train.device != "cpu"
-                where = make_executor(config.compute, signals=signals or StopSignals(), wants_gpu=wants_gpu)
-                made.append(stack.enter_context(where))
-            return made[0]
-
+    wants_gpu = encode is not None and config.train.device != "cpu"
+    with _executor_on_demand(config, signals or StopSignals(), wants_gpu=wants_gpu) as executor:
         # Where only positives are known nothing can be judged.
         judged = judged_labels(config.labels)
 
@@ -119,6 +111,18 @@ def read_label_data(
     if config.labels.names is None and config.train.unseen_types == "refuse":
         check_same_labels(train, others | ({"train.dev_uri": dev} if dev else {}))
     return Data(train, dev, tests)
+
+
+@contextlib.contextmanager
+def _executor_on_demand(config: Config, signals: StopSignals, *, wants_gpu: bool) -> Iterator[Callable[[], Executor]]:
+    """Give what starts the executor once it is asked for: Ray takes seconds, and there may be nothing to do."""
+    with contextlib.ExitStack() as stack:
+
+        @cache
+        def executor() -> Executor:
+            return stack.enter_context(make_executor(config.compute, signals=signals, wants_gpu=wants_gpu))
+
+        yield executor
 
 
 class LabelFamily:
@@ -308,9 +312,8 @@ def check_nested(examples: Examples, config: LabelsConfig, key: str) -> None:
     """
     nesting = nesting_of(examples.labels, config)
     targets_NC = examples.targets_of() if nesting else np.empty((0, 0), np.int8)
-    for outer, inner in [
-        (one, other) for one, of_one in enumerate(nesting.inner if nesting else ()) for other in of_one
-    ]:
+    pairs = [(outer, inner) for outer, found in enumerate(nesting.inner if nesting else ()) for inner in found]
+    for outer, inner in pairs:
         has_inner_N = targets_NC[:, inner] == POSITIVE
         lacking = int((has_inner_N & (targets_NC[:, outer] == NEGATIVE)).sum())
         said = (

@@ -514,17 +514,18 @@ def _tokenised(
     settings = {"max_length": spec.max_length, "normaliser": spec.normaliser, "tokeniser": spec.fingerprint}
     stage = open_stage(
         corpus.folder.parent / f"tokens-{fingerprint(settings)}",
-        version=1, settings=settings, inputs={"tweets": corpus.fingerprint}, redo=True,
+        version=2, settings=settings, inputs={"tweets": corpus.fingerprint}, redo=True,
     )  # fmt: skip
     files = ShardFiles(stage, corpus)
     make_shards(files, partial(_Tokeniser, corpus, files, spec), executor, on_rows)
     return replace(examples, tokens=files)
 
 
-def num_cut(examples: Examples) -> int:
-    """Return how many tweets are longer than the encoder reads."""
+def num_cut(examples: Examples, rows: NDArray[np.int64]) -> int:
+    """Return how many of some tweets are longer than the encoder reads."""
     assert examples.tokens is not None
-    return sum((examples.tokens.facts(shard) or {})["cut"] for shard in examples.corpus.shards)
+    shards = examples.corpus.shards
+    return int(examples.gather(rows, [_mapped(examples.tokens.read(one)["cut"]).to_numpy() for one in shards]).sum())
 
 
 class _Tokeniser:
@@ -548,8 +549,9 @@ class _Tokeniser:
             ids = [tokens or [self.tokenizer.pad_token_id or 0] for tokens in found["input_ids"]]
             at_limit = [row for row, tokens in enumerate(ids) if len(tokens) == self.spec.max_length]
             whole = self.tokenizer([texts[row] for row in at_limit], verbose=False)["input_ids"] if at_limit else []
-        cut = sum(len(tokens) > self.spec.max_length for tokens in whole)
-        self.files.write(job.shard, pa.table({"ids": pa.array(ids, pa.list_(pa.int32()))}), cut=cut)
+        is_cut_N = np.zeros(len(ids), np.int8)
+        is_cut_N[at_limit] = [len(tokens) > self.spec.max_length for tokens in whole]
+        self.files.write(job.shard, pa.table({"ids": pa.array(ids, pa.list_(pa.int32())), "cut": is_cut_N}))
 
 
 def check_labels(examples: Examples, key: str) -> None:

@@ -93,27 +93,22 @@ def score_labels(
     per_label = _per_label(targets_NC, scores_NC, labels, ranking_C, counts_C3, prior_C, thresholds_C)
     rounds = _num_rounds(num_bootstrap, targets_NC.size) if num_rows else 0
     intervals = _intervals(ranking_C, merged, (targets_NC, scores_NC, thresholds_C), rounds, seed)
-    decisions = _decisions(targets_NC, scores_NC, thresholds_C, counts_C3)
-    prior = _score_prior(targets_NC, ranking_C, prior_C)
-    verdict = _verdict(areas["roc_auc"], prior["roc_auc"], intervals.get("roc_auc_macro"), ranking_C, num_rows)
-    if verdict["beats_prior"] and (decisions["macro_f1"] or 0) <= (prior["macro_f1"] or 0):
-        verdict["text"] += "; at these thresholds the labels given are no better: see macro F1"
-    return {
+    result = {
         "num_rows": num_rows,
         "num_known": len(merged.rows_M),
         "num_undefined": sum(not one.defined for one in ranking_C),
         **areas,
-        **decisions,
+        **_decisions(targets_NC, scores_NC, thresholds_C, counts_C3),
         "ece": _mean([one["ece"] for one in per_label.values()]),
         "brier": _mean([one["brier"] for one in per_label.values()]),
         "false_alarms": _false_alarms(targets_NC, scores_NC, thresholds_C),
-        "prior": prior,
+        "prior": _score_prior(targets_NC, ranking_C, prior_C),
         "per_label": per_label,
         "groups": {name: _score_groups(targets_NC, scores_NC, thresholds_C, values) for name, values in groups.items()},
         "intervals": intervals,
         "bootstrap_rounds": rounds,
-        "verdict": verdict,
     }
+    return result | {"verdict": _verdict(result, ranking_C)}
 
 
 def roc_auc(targets_N: NDArray[Any], scores_N: NDArray[Any]) -> float | None:
@@ -620,24 +615,21 @@ def _normal_interval(ranking_C: Sequence[_Ranking], num_rows: int) -> list[float
     return [max(0.0, macro - half), min(1.0, macro + half)]
 
 
-def _verdict(
-    auc: Mapping[str, float | None],
-    prior_auc: Mapping[str, float | None],
-    interval: list[float] | None,
-    ranking_C: Sequence[_Ranking],
-    num_rows: int,
-) -> dict[str, Any]:
+def _verdict(scores: Mapping[str, Any], ranking_C: Sequence[_Ranking]) -> dict[str, Any]:
     """Return whether the scores tell tweets apart: the interval of the macro ROC-AUC decides, micro never."""
+    auc, prior = scores["roc_auc"], scores["prior"]
     if auc["macro"] is None:
         return {"beats_prior": False, "text": "cannot be told: no label has both a positive and a negative"}
-    low, high = interval or _normal_interval(ranking_C, num_rows)
+    low, high = scores["intervals"].get("roc_auc_macro") or _normal_interval(ranking_C, scores["num_rows"])
     beats = low > CHANCE
-    return {
-        "beats_prior": beats,
-        "text": f"{'better' if beats else 'no better'} than the prior: macro ROC-AUC {auc['macro']:.3f} "
+    text = (
+        f"{'better' if beats else 'no better'} than the prior: macro ROC-AUC {auc['macro']:.3f} "
         f"(95 % {low:.3f} to {high:.3f}), where the prior has 0.5; micro ROC-AUC {auc['micro']:.3f}, "
-        f"of which label frequencies alone give {prior_auc['micro']:.3f}",
-    }
+        f"of which label frequencies alone give {prior['roc_auc']['micro']:.3f}"
+    )
+    if beats and (scores["macro_f1"] or 0) <= (prior["macro_f1"] or 0):
+        text += "; at these thresholds the labels given are no better: see macro F1"
+    return {"beats_prior": beats, "text": text}
 
 
 def _or_none(value: float) -> float | None:

@@ -19,14 +19,12 @@ from torch import Tensor, nn
 from scalemine.config import LossConfig
 from scalemine.store import write_whole
 from scalemine.training.batches import BATCH_TOKENS, Batch, prediction_batches, to_device
-from scalemine.training.loop import predict_rows
+from scalemine.training.loop import grouped, predict_rows
 from scalemine.training.multilabel.examples import Examples, tokens_batch
 from scalemine.training.multilabel.losses import pseudo_labels
 from scalemine.training.multilabel.network import ClassifierNetwork
 from scalemine.training.multilabel.scores import average_precision, macro_roc_auc, micro_roc_auc
 
-# Not decayed: biases and the scales of norms. Source: Devlin et al. (2019), as in their published code.
-_NOT_DECAYED = ("bias", "norm")
 _PSEUDO = "pseudo-{:05}.safetensors"
 
 
@@ -68,16 +66,14 @@ class ClassifierTask:
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the parameters by learning rate and weight decay; frozen ones are left out."""
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         encoder = f"{self._network.model.base_model_prefix}."
-        for name, parameter in self._network.named_parameters():
-            if parameter.requires_grad:
-                within = name.removeprefix("model.").removeprefix("base_model.model.")  # that of adapters
-                is_head = not within.startswith(encoder) or ".pooler." in name
-                decays = not any(part in name.lower() for part in _NOT_DECAYED)
-                key = (self._head_lr if is_head else self._lr, self._weight_decay if decays else 0.0)
-                groups.setdefault(key, []).append(parameter)
-        return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
+
+        def lr_of(name: str) -> float:
+            within = name.removeprefix("model.").removeprefix("base_model.model.")  # that of adapters
+            return self._head_lr if not within.startswith(encoder) or ".pooler." in name else self._lr
+
+        named = self._network.named_parameters()
+        return grouped(((name, parameter, lr_of(name)) for name, parameter in named), self._weight_decay)
 
     def costs(self) -> NDArray[np.int32]:
         """Return the length of each training tweet."""

@@ -136,7 +136,8 @@ class ClassifierTrainer:
             return self._load()
         found = self._fit(signals, show)
         self._calibrate()
-        return fit_facts(self.config, self.tweets.data, self.tweets.split, found, cut=num_cut(self.tweets.data.train))
+        cut = num_cut(*self.tweets.of("train"))
+        return fit_facts(self.config, self.tweets.data, self.tweets.split, found, cut=cut)
 
     def _load(self) -> dict[str, Any]:
         """Take the weights and thresholds of a classifier that was trained before; its calibration is in them."""

@@ -23,7 +23,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from scalemine.config import InputError
-from scalemine.models import MODEL_FILES, device_name, find_model, first_line, model_fingerprint, precision_name
+from scalemine.models import (
+    MODEL_FILES,
+    device_name,
+    find_model,
+    first_line,
+    is_path,
+    model_fingerprint,
+    precision_name,
+)
 from scalemine.store import FILE_MODE, read_json, write_json, write_whole
 from scalemine.training.batches import BATCH_TOKENS, prediction_batches, to_device
 from scalemine.training.tagging.encoders import WordEncoder, load_transformer
@@ -162,7 +170,7 @@ def load_tagger(folder: str | Path, *, device: str = "auto") -> Tagger:
         raise InputError(f"{folder}: no tagger here (expected {CONFIG}; scalemine train writes it to runs/NAME/model)")
     if path.is_dir():
         return _load(Tagger, path, device_name(device, key="device"))
-    if str(folder).count("/") > 1 or str(folder).startswith((".", "/", "~")):
+    if is_path(str(folder)):
         raise InputError(f"{folder}: no such folder (expected a tagger that scalemine train wrote, or a hub id)")
     try:
         return cast(Tagger, Tagger.from_pretrained(str(folder), device=device))

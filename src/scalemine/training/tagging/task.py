@@ -14,13 +14,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from scalemine.training.batches import BATCH_TOKENS, Batch, prediction_batches, to_device
-from scalemine.training.loop import predict_rows
+from scalemine.training.loop import grouped, predict_rows
 from scalemine.training.tagging.inputs import Inputs
 from scalemine.training.tagging.labels import OUTSIDE, spans_of_tags
 from scalemine.training.tagging.network import TaggerNetwork
-
-# Not decayed: biases and the scales of norms. Source: Devlin et al. (2019), as in their published code.
-_NOT_DECAYED = ("bias", "norm")
 
 
 class TaggerTask:
@@ -58,13 +55,9 @@ class TaggerTask:
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the parameters by learning rate and weight decay; frozen ones are left out."""
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-        for name, parameter in self._network.named_parameters():
-            if parameter.requires_grad:
-                lr = self._lr if name.startswith("words.") else self._head_lr
-                decays = not any(part in name.lower() for part in _NOT_DECAYED)
-                groups.setdefault((lr, self._weight_decay if decays else 0.0), []).append(parameter)
-        return [{"params": group, "lr": lr, "weight_decay": decay} for (lr, decay), group in groups.items()]
+        named = self._network.named_parameters()
+        rated = ((name, one, self._lr if name.startswith("words.") else self._head_lr) for name, one in named)
+        return grouped(rated, self._weight_decay)
 
     def costs(self) -> Sequence[int]:
         """Return the length of each training tweet."""
