@@ -7,7 +7,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from scalemine.config import MINING_SECTIONS, Config, InputError, load_config
+from scalemine.config import MINING_SECTIONS, Config, InputError, check_values, dotted_keys, load_config
 
 ROOT = Path(__file__).parents[1]
 SMALLEST = {"workdir": "work", "corpus": {"uri": "tweets.jsonl"}, "positives": {"uri": "positives.parquet"}}
@@ -336,3 +336,108 @@ def test_mining_that_can_be(write: Any) -> None:
     assert config.mining.generators == ("package:a",)
     thirds = load_config(path, ["sets.mix={1s: 0.333333333, 2s: 0.333333333, 3s: 0.333333333}"])
     assert len(thirds.sets.mix) == 3
+
+
+def test_dotted_keys() -> None:
+    keys = dotted_keys()
+    assert len(set(keys)) == len(keys)
+    values = Config(workdir=Path("work")).model_dump()
+    expected = [f"{name}.{key}" for name, held in values.items() if isinstance(held, dict) for key in held]
+    expected += [name for name, held in values.items() if not isinstance(held, dict)]
+    assert sorted(keys) == sorted(expected)
+
+
+def test_checked_values_name_their_source() -> None:
+    assert check_values({"workdir": "work", "seed": 3}, "there").seed == 3
+    with pytest.raises(InputError, match=r"^there: seed: .*got -1; there: train.lr: "):
+        check_values({"workdir": "work", "seed": -1, "train": {"lr": 0}}, "there")
+
+
+def test_sweep_as_it_is_written(write: Any) -> None:
+    text = """
+workdir: work
+train: {folds: 5}
+sweep:
+  space:
+    train.train_set: [no, random]
+    train.lr: {log_uniform: [1e-5, 2.0e-4]}
+    train.batch_size: {int_uniform: [8, 32]}
+    train.crf: {choice: [fast]}
+  arms:
+    no: {train.hidden: 64}
+    glove.6b: {}
+  seeds: [0, 1]
+  search: tpe
+  scheduler: asha
+  gpus_per_run: 0.25
+"""
+    config = load_config(write(text), needs=[])
+    sweep = config.sweep
+    assert {key: one.bounds for key, one in sweep.space.items()} == {
+        "train.train_set": None, "train.lr": (1e-5, 2e-4), "train.batch_size": (8, 32), "train.crf": None
+    }  # fmt: skip
+    assert [(one.is_log, one.is_int) for one in sweep.space.values()] == [
+        (False, False), (True, False), (False, True), (False, False)
+    ]  # fmt: skip
+    assert sweep.space["train.crf"].choice == ("fast",)
+    assert list(sweep.arms) == ["no", "glove.6b"]
+    assert (sweep.seeds, sweep.mode, sweep.reduction, sweep.min_folds) == ((0, 1), "max", 3, 1)
+    # As worker processes read it.
+    assert Config.model_validate(config.model_dump(mode="json")) == config
+    assert Config.model_validate(config.model_dump()) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("sweep.trails=3", "sweep.trails: unknown key; did you mean trials?"),
+        ("sweep.space={train.lr: {log_unform: [1, 2]}}", "unknown key; did you mean log_uniform?"),
+        ("sweep.space={train.lr: 3}", "sweep.space.train.lr: expected a list of values, or a range"),
+        ("sweep.space={train.lr: []}", "sweep.space.train.lr.choice"),
+        ("sweep.space={train.lr: {}}", "sweep.space.train.lr: expected one of choice, uniform, log_uniform"),
+        ("sweep.space={train.lr: {choice: [1], uniform: [1, 2]}}", "sweep.space.train.lr: expected one of"),
+        ("sweep={search: random, space: {train.lr: {uniform: [2, 1]}}}", "expected a range that rises; got [2.0, 1.0]"),
+        ("sweep={search: random, space: {train.lr: {uniform: [1, 1]}}}", "expected a range that rises"),
+        ("sweep={search: random, space: {train.lr: {uniform: [1]}}}", "sweep.space.train.lr.uniform"),
+        ("sweep={search: random, space: {train.lr: {uniform: [0, .inf]}}}", "sweep.space.train.lr.uniform"),
+        ("sweep={search: random, space: {train.lr: {log_uniform: [0, 1]}}}", "expected numbers above 0"),
+        ("sweep={search: random, space: {train.lr: {log_int_uniform: [0, 2]}}}", "expected numbers above 0"),
+        ("sweep={search: random, space: {train.lr: {int_uniform: [0.5, 2]}}}", "sweep.space.train.lr.int_uniform"),
+        ("sweep.space={train.lr: {uniform: [1, 2]}}", "sweep.space.train.lr: a grid wants lists; give one, or"),
+        ("sweep.search=tpe", "sweep.search: tpe wants something to search; give sweep.space"),
+        ("sweep={search: random, arms: {a: {train.lr: 1}}}", "sweep.search: random wants something to search"),
+        ("sweep.search=hyperband", "sweep.search"),
+        ("sweep={space: {train.lr: [1]}, arms: {a: {train.lr: 2}}}", "sweep.arms.a: train.lr is in sweep.space too"),
+        ("sweep.arms={a/b: {}}", "sweep.arms.a/b"),
+        ("sweep.arms={a: 3}", "sweep.arms.a"),
+        ("sweep.arms=[a]", "sweep.arms"),
+        ("sweep.seeds=[]", "sweep.seeds"),
+        ("sweep.seeds=[1, 2, 1]", "sweep.seeds: expected each seed once; got [1, 2, 1]"),
+        ("sweep.seeds=[1.0]", "sweep.seeds.0"),
+        ("sweep.seeds=['1']", "sweep.seeds.0"),
+        ("sweep.seeds=[true]", "sweep.seeds.0"),
+        ("sweep.seeds=[-1]", "sweep.seeds.0"),
+        ("sweep.trials=0", "sweep.trials"),
+        ("sweep.trials=10001", "sweep.trials"),
+        ("sweep.metric=f1", "sweep.metric"),
+        ("sweep.metric=held_out..f1", "sweep.metric"),
+        ("sweep.reduction=1", "sweep.reduction"),
+        ("sweep.min_folds=0", "sweep.min_folds"),
+        ("sweep.concurrency=0", "sweep.concurrency"),
+        (
+            "sweep.gpus_per_run=1.5",
+            "sweep.gpus_per_run: expected a share of one GPU, or a whole number of them; got 1.5",
+        ),
+        ("sweep.cpus_per_run=0", "sweep.cpus_per_run"),
+        ("sweep.memory_fraction=1.1", "sweep.memory_fraction"),
+        ("sweep.scheduler=asha", "sweep.scheduler: asha stops trials between folds"),
+    ],
+)
+def test_sweeps_that_cannot_be(write: Any, override: str, expected: str) -> None:
+    assert expected in refusal(write(SMALLEST), override)
+
+
+def test_stopping_wants_more_folds_than_the_first(write: Any) -> None:
+    path = write(SMALLEST | {"train": {"folds": 3}, "sweep": {"scheduler": "asha"}})
+    assert load_config(path, ["sweep.min_folds=2"]).sweep.min_folds == 2
+    assert "got 3" in refusal(path, "sweep.min_folds=3")

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, field_validator, model_validator
 
 from scalemine.text import NORMALISERS
 
@@ -540,6 +540,115 @@ class TrainConfig(Section):
         return self
 
 
+# More trials than this are a slip of the pen.
+MOST_TRIALS = 10_000
+
+
+class Dimension(Section):
+    """The values of one key that a sweep tries: a choice, written as a list, or a range, both ends included."""
+
+    choice: tuple[Any, ...] | None = Field(None, min_length=1)
+    uniform: tuple[float, float] | None = None
+    log_uniform: tuple[float, float] | None = Field(None, description="uniform in the logarithm")
+    int_uniform: tuple[int, int] | None = None
+    log_int_uniform: tuple[int, int] | None = None
+
+    @property
+    def bounds(self) -> tuple[float, float] | tuple[int, int] | None:
+        """The ends of a range."""
+        return self.uniform or self.log_uniform or self.int_uniform or self.log_int_uniform
+
+    @property
+    def is_log(self) -> bool:
+        """Whether a range is uniform in the logarithm."""
+        return self.log_uniform is not None or self.log_int_uniform is not None
+
+    @property
+    def is_int(self) -> bool:
+        """Whether a range is of whole numbers."""
+        return self.int_uniform is not None or self.log_int_uniform is not None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _list_is_choice(cls, value: object) -> object:
+        if isinstance(value, list | tuple):
+            return {"choice": value}
+        if isinstance(value, Mapping) and sum(one is not None for one in value.values()) != 1:
+            raise ValueError(f"expected one of {', '.join(cls.model_fields)}; got {len(value)}")
+        if not isinstance(value, Mapping | Dimension):
+            raise ValueError(f"expected a list of values, or a range such as {{uniform: [0, 1]}}; got {value!r}")
+        return value
+
+    @model_validator(mode="after")
+    def _rises(self) -> Dimension:
+        if self.bounds is not None and self.bounds[0] >= self.bounds[1]:
+            raise ValueError(f"expected a range that rises; got {list(self.bounds)}")
+        if self.bounds is not None and self.is_log and self.bounds[0] <= 0:
+            raise ValueError(f"expected numbers above 0, which have a logarithm; got {list(self.bounds)}")
+        return self
+
+
+class SweepConfig(Section):
+    """What a sweep tries: every arm with every point of the space, in every fold and with every seed."""
+
+    space: dict[str, Dimension] = Field({}, description="by dotted key: a list of values, or a range")
+    arms: dict[Annotated[str, Field(pattern=r"^\w[\w.\-]*$")], dict[str, Any]] = Field(
+        {}, description="by name: values by dotted key; each arm goes through the whole space"
+    )
+    seeds: tuple[Annotated[StrictInt, Field(ge=0, lt=2**63)], ...] | None = Field(
+        None, min_length=1, description="each trial is trained with each; None: seed"
+    )
+    search: Literal["grid", "random", "tpe"] = Field("grid", description="grid: every point, of lists alone")
+    trials: int = Field(20, ge=1, le=MOST_TRIALS, description="of random and tpe, of each arm")
+    metric: str = Field(
+        "held_out.f1", pattern=r"^[^.\s]+(\.[^.\s]+)+$", description="dotted path into a result's metrics"
+    )
+    mode: Literal["max", "min"] = Field("max", description="whether more of the metric is better, or less")
+    scheduler: Literal["none", "asha"] = Field(
+        "none", description="asha: trials that are behind others after as many folds are stopped"
+    )
+    reduction: int = Field(3, ge=2, description="of asha: one in so many goes on, each time")
+    min_folds: int = Field(1, ge=1, description="of asha: folds that every trial is given")
+    concurrency: int = Field(1, ge=1, description="runs at a time")
+    cpus_per_run: float | None = Field(None, gt=0, description="None: the cores shared out among the runs")
+    gpus_per_run: float | None = Field(None, ge=0, description="may be a share; None: 1 where there are GPUs, else 0")
+    memory_fraction: float | None = Field(
+        None, gt=0, le=1, description="of a GPU's memory that a run may take; None: gpus_per_run, where it is a share"
+    )
+
+    @field_validator("arms", mode="before")
+    @classmethod
+    def _no_is_a_name(cls, value: object) -> object:
+        # To YAML an unquoted no is false.
+        return {"no" if key is False else key: one for key, one in value.items()} if isinstance(value, dict) else value
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        if value is not None and len(set(value)) != len(value):
+            raise ValueError(f"expected each seed once; got {list(value)}")
+        return value
+
+    @field_validator("gpus_per_run")
+    @classmethod
+    def _share_or_whole(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and value != int(value):
+            raise ValueError(f"expected a share of one GPU, or a whole number of them; got {value}")
+        return value
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SweepConfig:
+        ranges = [key for key, dimension in self.space.items() if dimension.bounds]
+        if self.search == "grid" and ranges:
+            raise ValueError(f"sweep.space.{ranges[0]}: a grid wants lists; give one, or sweep.search random or tpe")
+        if self.search != "grid" and not self.space:
+            raise ValueError(f"sweep.search: {self.search} wants something to search; give sweep.space")
+        for arm, values in self.arms.items():
+            if both := [key for key in self.space if key in values]:
+                raise ValueError(f"sweep.arms.{arm}: {both[0]} is in sweep.space too; drop one")
+        return self
+
+
 class ComputeConfig(Section):
     """Where the work runs. Workers, executor and address change no result; threads were not seen to."""
 
@@ -575,6 +684,7 @@ class Config(Section):
     loss: LossConfig = LossConfig()
     baseline: BaselineConfig = BaselineConfig()
     train: TrainConfig = TrainConfig()
+    sweep: SweepConfig = SweepConfig()
     tracking: Literal["none", "tensorboard", "wandb", "mlflow"] = Field("none", description="where training is logged")
     compute: ComputeConfig = ComputeConfig()
 
@@ -585,6 +695,15 @@ class Config(Section):
                 raise ValueError("labels.absent: unknown leaves nothing to choose the epoch by; give train.dev_uri")
             if self.train.folds:
                 raise ValueError("labels.absent: unknown leaves nothing to judge in held-out folds; set train.folds=0")
+        return self
+
+    @model_validator(mode="after")
+    def _folds_can_be_stopped(self) -> Config:
+        if self.sweep.scheduler == "asha" and self.train.folds <= self.sweep.min_folds:
+            raise ValueError(
+                f"sweep.scheduler: asha stops trials between folds, so train.folds has to be more than "
+                f"sweep.min_folds ({self.sweep.min_folds}); got {self.train.folds}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -624,15 +743,37 @@ def load_config(path: Path, overrides: list[str] | None = None, *, needs: Sequen
         raise InputError(f"{path}: expected sections such as 'corpus:' and 'positives:', got {type(values).__name__}")
     for override in overrides or []:
         _apply_override(values, override)
-    try:
-        config = Config.model_validate(values)
-    except ValidationError as error:
-        raise InputError("; ".join(_explain(path, problem) for problem in error.errors())) from None
+    config = check_values(values, str(path))
     for section in needs:
         if not getattr(config, section).uri:
             key = f"{section}.uri" if values.get(section) else section
             raise InputError(f"{path}: {key}: missing; it has no default and must be given")
     return config
+
+
+def check_values(values: Mapping[str, Any], source: str) -> Config:
+    """Return the configuration of nested values.
+
+    Args:
+        values: Sections, keys and values.
+        source: Where they are from, for the error.
+
+    Raises:
+        InputError: A key or value is not one that is known.
+    """
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise InputError("; ".join(_explain(source, problem) for problem in error.errors())) from None
+
+
+def dotted_keys() -> list[str]:
+    """Return all keys of a configuration, such as ``train.lr``."""
+    keys: list[str] = []
+    for name in Config.model_fields:
+        inner = _known_keys([name])
+        keys += [f"{name}.{key}" for key in inner] if inner else [name]
+    return keys
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -652,7 +793,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
         raise InputError(f"--set {override}: the value is not YAML (quote it?)") from None
 
 
-def _explain(path: Path, problem: Any) -> str:  # noqa: ANN401  pydantic's ErrorDetails
+def _explain(source: str, problem: Any) -> str:  # noqa: ANN401  pydantic's ErrorDetails
     """Say in one line what pydantic found, with the nearest known key for a misspelt one."""
     keys = [str(part) for part in problem["loc"]]
     where = ".".join(keys) or "config"
@@ -660,19 +801,20 @@ def _explain(path: Path, problem: Any) -> str:  # noqa: ANN401  pydantic's Error
         known = _known_keys(keys[:-1])
         near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
-        return f"{path}: {where}: unknown key; {hint}"
+        return f"{source}: {where}: unknown key; {hint}"
     if problem["type"] == "missing":
-        return f"{path}: {where}: missing; it has no default and must be given"
+        return f"{source}: {where}: missing; it has no default and must be given"
     message = problem["msg"].removeprefix("Value error, ")
     got = "" if "got" in message or isinstance(problem["input"], dict) else f", got {problem['input']!r}"
-    return f"{path}: {where}: {message}{got}"
+    return f"{source}: {where}: {message}{got}"
 
 
 def _known_keys(sections: list[str]) -> list[str]:
-    model: type[BaseModel] = Config
+    """Return the keys of a section; none where there is no such section."""
+    kind: Any = Config
     for section in sections:
-        field = model.model_fields.get(section)
-        if field is None or not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)):
-            return []
-        model = field.annotation
-    return list(model.model_fields)
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and section in kind.model_fields:
+            kind = kind.model_fields[section].annotation
+        else:  # a mapping of names to sections
+            kind = next(iter(get_args(kind)[1:]), None)
+    return list(kind.model_fields) if isinstance(kind, type) and issubclass(kind, BaseModel) else []

@@ -1,0 +1,1 @@
+"""Sweeps over settings, folds and hyper-parameters."""
