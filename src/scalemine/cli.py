@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from scalemine.config import Config
     from scalemine.executor import Advance, Executor, StopSignals
     from scalemine.pipeline import Run
+    from scalemine.store import Workdir
+    from scalemine.sweep.status import SweepStatus
 
 EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 75
 # Seconds between the lines of progress in a log.
@@ -358,6 +360,104 @@ def train(
             write_roc_figures(workdir.runs / result["name"])
     what = "results" if loaded.train.is_baseline else "models and results"
     print(f"{what}: {workdir.runs}; all scores: {workdir.results}")
+
+
+@app.command()
+def sweep(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    executor: OptExecutor = None,
+    dry_run: DryRun = False,
+    redo: Redo = False,
+) -> None:
+    """Train every arm and point of a space in every fold and with every seed; call again to go on."""
+    from scalemine.executor import StopSignals
+    from scalemine.store import Workdir
+    from scalemine.sweep.driver import describe_sweep, run_sweep
+    from scalemine.sweep.status import StatusReader
+
+    loaded = _load(config, overrides, executor, ())
+    name = loaded.sweep.name or config.stem
+    if dry_run:
+        for line in describe_sweep(loaded, name, redo=redo):
+            print(line)
+        return
+    workdir = Workdir(loaded.workdir)
+    with workdir.lock(), StopSignals() as signals, _watch(workdir, name):
+        outcome = run_sweep(loaded, name, signals=signals, redo=redo)
+    _print_sweep(StatusReader(workdir, workdir.sweeps / name).read())
+    print(f"to compare: scalemine compare {loaded.workdir} --sweep {name}")
+    print(f"each trial's configuration: {workdir.sweeps / name / 'configs'}; all scores: {workdir.results}")
+    if outcome.failed:
+        _fail(EXIT_FAILED, f"{len(outcome.failed)} runs failed; the others are kept: call again to try them anew")
+
+
+@app.command()
+def status(
+    workdir: Annotated[Path, typer.Argument(metavar="WORKDIR", help="folder with sweeps")],
+    name: Annotated[str | None, typer.Option("--sweep", metavar="NAME", help="only this one")] = None,
+) -> None:
+    """Show how far sweeps have come, from their files alone."""
+    from scalemine.store import Workdir
+    from scalemine.sweep.plan import find_sweeps
+    from scalemine.sweep.status import StatusReader
+
+    for folder in find_sweeps(Workdir(workdir), name):
+        _print_sweep(StatusReader(Workdir(workdir), folder).read())
+
+
+def _print_sweep(found: SweepStatus) -> None:
+    from rich.console import Console
+
+    from scalemine.report.tables import print_table
+    from scalemine.sweep.status import status_table
+
+    console = Console()
+    print_table(console, status_table(found))
+    console.print(found.line(), markup=False, highlight=False, soft_wrap=True)
+    for run, said in found.failed.items():
+        print(f"failed: {run}: {said}")
+
+
+@contextlib.contextmanager
+def _watch(workdir: Workdir, name: str) -> Iterator[None]:
+    """Show how far a sweep has come while it runs: a live table on a terminal, sparse lines in a log."""
+    import threading
+
+    from rich.console import Console, Group
+    from rich.live import Live
+    from rich.text import Text
+
+    from scalemine.report.tables import render_table
+    from scalemine.sweep.plan import PLAN
+    from scalemine.sweep.status import StatusReader, status_table
+
+    folder, ended = workdir.sweeps / name, threading.Event()
+    reader, is_terminal = StatusReader(workdir, folder), sys.stderr.isatty()
+    console = Console(stderr=True)
+
+    def follow() -> None:
+        last = ""
+        shown = Live(console=console, auto_refresh=False, transient=True) if is_terminal else contextlib.nullcontext()
+        with shown as live:
+            while not ended.wait(2.0 if is_terminal else LOG_INTERVAL):
+                if not (folder / PLAN).exists():
+                    continue
+                found = reader.read()
+                if live is not None:
+                    table = status_table(found, max(5, console.height - 8))
+                    live.update(Group(render_table(table, console.width), Text(found.line())), refresh=True)
+                elif found.line() != last:
+                    last = found.line()
+                    logging.getLogger("scalemine").info("%s", last)
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @app.command("map")

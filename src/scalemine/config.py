@@ -591,6 +591,9 @@ class Dimension(Section):
 class SweepConfig(Section):
     """What a sweep tries: every arm with every point of the space, in every fold and with every seed."""
 
+    name: str | None = Field(
+        None, pattern=r"^\w[\w.\-]*$", description="of the folder in sweeps/; None: that of the config file"
+    )
     space: dict[str, Dimension] = Field({}, description="by dotted key: a list of values, or a range")
     arms: dict[Annotated[str, Field(pattern=r"^\w[\w.\-]*$")], dict[str, Any]] = Field(
         {}, description="by name: values by dotted key; each arm goes through the whole space"

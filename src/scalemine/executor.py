@@ -71,6 +71,7 @@ class Executor(Protocol):
         items: Sequence[ItemT],
         *,
         attempts: int = MAX_ATTEMPTS,
+        in_flight: int = IN_FLIGHT,
     ) -> Iterator[Outcome[ItemT, ResultT]]:
         """Yield the outcome of every item, in the order they finish.
 
@@ -78,6 +79,7 @@ class Executor(Protocol):
             make_worker: Called once in each process; must pickle.
             items: Small values that pickle; put the largest first.
             attempts: How often an item is tried before it is given up; the last time alone in its process.
+            in_flight: Items that a process works on at a time, each in a thread; at most two.
 
         Raises:
             Stopped: A signal came; items in flight were finished and yielded before.
@@ -146,6 +148,7 @@ class InlineExecutor:
         items: Sequence[ItemT],
         *,
         attempts: int = MAX_ATTEMPTS,
+        in_flight: int = IN_FLIGHT,
     ) -> Iterator[Outcome[ItemT, ResultT]]:
         """Yield the outcome of every item; see ``Executor.map``."""
         if not items:
@@ -153,9 +156,9 @@ class InlineExecutor:
         worker = make_worker()
         todo = deque(_Attempt(item, attempts) for item in items)
         running: dict[Future[ResultT], _Attempt[ItemT]] = {}
-        with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="shard") as threads:
+        with ThreadPoolExecutor(in_flight, thread_name_prefix="shard") as threads:
             while running or (todo and not self.signals.requested):
-                while todo and len(running) < IN_FLIGHT and not self.signals.requested:
+                while todo and len(running) < in_flight and not self.signals.requested:
                     attempt = todo.popleft()
                     running[threads.submit(worker, attempt.item)] = attempt
                 done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
@@ -197,11 +200,11 @@ class _Member:
     is_ready: bool = False
     running: dict[Any, _Attempt[Any]] = field(default_factory=dict)
 
-    def has_room(self, attempt: _Attempt[Any]) -> bool:
-        """Two at a time, but for those that run alone."""
+    def has_room(self, attempt: _Attempt[Any], in_flight: int) -> bool:
+        """So many at a time, but for those that run alone."""
         if attempt.runs_alone or any(other.runs_alone for other in self.running.values()):
             return not self.running
-        return len(self.running) < IN_FLIGHT
+        return len(self.running) < in_flight
 
 
 class RayExecutor:
@@ -234,11 +237,12 @@ class RayExecutor:
         items: Sequence[ItemT],
         *,
         attempts: int = MAX_ATTEMPTS,
+        in_flight: int = IN_FLIGHT,
     ) -> Iterator[Outcome[ItemT, ResultT]]:
         """Yield the outcome of every item; see ``Executor.map``."""
         if not items:
             return
-        pool = _Pool(self, make_worker, min(self._workers, len(items)))
+        pool = _Pool(self, make_worker, min(self._workers, len(items)), in_flight)
         todo = deque(_Attempt(item, attempts) for item in items)
         try:
             while pool.is_running or (todo and not self._signals.requested):
@@ -274,10 +278,12 @@ class RayExecutor:
 class _Pool:
     """The actors of one map; one that dies is replaced, and what it did comes back as failed."""
 
-    def __init__(self, executor: RayExecutor, make_worker: Callable[[], Callable[[Any], Any]], size: int) -> None:
+    def __init__(
+        self, executor: RayExecutor, make_worker: Callable[[], Callable[[Any], Any]], size: int, in_flight: int
+    ) -> None:
         import ray
 
-        self._ray, self._executor = ray, executor
+        self._ray, self._executor, self._in_flight = ray, executor, in_flight
         self._make_worker = ray.put(make_worker)
         self._deaths_at_birth = 0
         self._waiting: dict[Any, _Member] = {}
@@ -295,9 +301,10 @@ class _Pool:
 
     def submit(self, todo: deque[_Attempt[Any]]) -> None:
         """Hand out items from the left: each actor gets one before any gets its second."""
-        for load in range(IN_FLIGHT):
+        for load in range(self._in_flight):
             for member in self._members:
-                if todo and member.is_ready and len(member.running) <= load and member.has_room(todo[0]):
+                is_free = member.is_ready and len(member.running) <= load
+                if todo and is_free and member.has_room(todo[0], self._in_flight):
                     attempt = todo.popleft()
                     call = member.actor.run.remote(attempt.item)
                     member.running[call] = attempt
@@ -352,13 +359,22 @@ class _Pool:
 
 
 @contextlib.contextmanager
-def make_executor(config: ComputeConfig, *, signals: StopSignals, wants_gpu: bool) -> Iterator[Executor]:
+def make_executor(
+    config: ComputeConfig,
+    *,
+    signals: StopSignals,
+    wants_gpu: bool,
+    cpus_per_worker: float | None = None,
+    num_cpus: int | None = None,
+) -> Iterator[Executor]:
     """Give the executor that a configuration names; a Ray session that this starts also ends with it.
 
     Args:
         config: Where the work runs.
         signals: Ask for a stop.
         wants_gpu: Whether a worker uses a GPU where the cluster has one.
+        cpus_per_worker: CPUs that Ray reserves for each worker; None: one here, on a cluster one per thread.
+        num_cpus: CPUs of a Ray session on this machine; None: one per worker.
 
     Raises:
         InputError: The named Ray cluster does not answer.
@@ -366,14 +382,16 @@ def make_executor(config: ComputeConfig, *, signals: StopSignals, wants_gpu: boo
     if config.executor == "inline":
         yield InlineExecutor(signals)
         return
-    with ray_session(config):
+    with ray_session(config, num_cpus=num_cpus):
         import ray
 
         gpus = config.gpus_per_worker
         if gpus is None:
             gpus = 1.0 if wants_gpu and ray.cluster_resources().get("GPU", 0) > 0 else 0.0
-        # On a machine of its own a worker's share of the cores is a matter of threads, not of Ray's bookkeeping.
-        cpus = 1.0 if config.address == "local" else float(config.threads or 1)
+        cpus = cpus_per_worker
+        if cpus is None:
+            # On a machine of its own a worker's share of the cores is a matter of threads, not of Ray's bookkeeping.
+            cpus = 1.0 if config.address == "local" else float(config.threads or 1)
         executor = RayExecutor(config.workers, cpus_per_worker=cpus, gpus_per_worker=gpus, signals=signals)
         try:
             yield executor

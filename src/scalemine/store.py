@@ -109,6 +109,11 @@ class Stage:
         """Return the path of a file of this stage."""
         return self.folder / name
 
+    def is_ours(self) -> bool:
+        """Return whether what the folder holds was made for these settings and inputs."""
+        mark = self.file("stage.json")
+        return mark.exists() and fingerprint(read_json(mark)) == self.fingerprint
+
     def commit(self, path: Path, **facts: Json) -> None:
         """Write the manifest of a finished file: its size and hash, and what the caller knows of it."""
         whole = {"bytes": path.stat().st_size, "sha256": file_sha256(path), "stage": self.fingerprint, **facts}
@@ -266,6 +271,11 @@ class Workdir:
     def runs(self) -> Path:
         """Folder of the training runs, one folder each."""
         return self.root / "runs"
+
+    @property
+    def sweeps(self) -> Path:
+        """Folder of the sweeps, one folder each."""
+        return self.root / "sweeps"
 
     @property
     def rounds(self) -> Path:

@@ -150,7 +150,7 @@ def test_ray_that_waits_for_its_place_is_given_up_at_once(tmp_path, stage, monke
 
 def test_processes_of_ray_are_stopped_by_a_file(tmp_path, stage, monkeypatch):
     signals = StopSignals()
-    request = module._StopFile(stage.file(module.STOP))
+    request = module.StopFile(stage.file(module.STOP))
 
     def fit() -> None:
         stage.file(module.RAY).mkdir()

@@ -463,7 +463,7 @@ def _print_distributions(console: Console, findings: Findings) -> None:
     """Print the distributions as one table, or as two where one would be too wide to read."""
     table = distributions_table(findings.distributions, findings.weak_auc)
     unlimited = console.options.update(width=10_000)
-    if console.measure(_render(table, console.width), options=unlimited).maximum <= console.width:
+    if console.measure(render_table(table, console.width), options=unlimited).maximum <= console.width:
         print_table(console, table)
         return
     middle = len(table.columns) - len(BANDS)
@@ -476,10 +476,10 @@ def _print_distributions(console: Console, findings: Findings) -> None:
 def print_table(console: Console, table: Table) -> None:
     """Print a table after an empty line."""
     console.print()
-    console.print(_render(table, console.width))
+    console.print(render_table(table, console.width))
 
 
-def _render(table: Table, width: int) -> RichTable:
+def render_table(table: Table, width: int) -> RichTable:
     """Return a table for the terminal; texts are Text, so that nothing in them is read as markup."""
     drawn = RichTable(
         title=Text(table.caption, style="bold"),

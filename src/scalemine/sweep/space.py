@@ -18,7 +18,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from scalemine.config import MOST_TRIALS, Config, Dimension, InputError, SweepConfig, check_values, dotted_keys
+from scalemine.config import (
+    CLASSIFIER_KEYS,
+    MOST_TRIALS,
+    TAGGER_KEYS,
+    TAGGERS,
+    Config,
+    Dimension,
+    InputError,
+    SweepConfig,
+    check_values,
+    dotted_keys,
+)
 from scalemine.store import fingerprint
 from scalemine.training.family import run_settings
 from scalemine.training.runs import family_of
@@ -274,7 +285,7 @@ class _Space:
             if key not in self.arms[arm] and value != _at(before, key)
         ]
         readable = "_".join(said)[:_LONGEST_NAME].rstrip("-_.") or "base"
-        return Trial(f"{readable}_{fingerprint(settings)[:6]}", overrides, arm)
+        return Trial(f"{readable}_{fingerprint(settings)[:10]}", overrides, arm)
 
 
 def _open(base: Config, sweep: SweepConfig) -> _Space:
@@ -330,7 +341,12 @@ def _check_keys(sweep: SweepConfig) -> None:
 def _lay(base: Config, arm: str | None, overrides: Mapping[str, Any]) -> Config:
     """Return the configuration with values laid over it by dotted key."""
     values = base.model_dump() | {"sweep": {}}
+    model = overrides.get("train.model", base.train.model)
+    # Of a model in the space, keys of another kind are of no matter; given for it alone they are refused.
+    foreign = CLASSIFIER_KEYS if model in TAGGERS else TAGGER_KEYS if model == "classifier" else ()
     for key, value in overrides.items():
+        if "train.model" in overrides and key.removeprefix("train.") in foreign:
+            continue
         *sections, last = key.split(".")
         inner = values
         for section in sections:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -10,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
+from filelock import FileLock, Timeout
 
 from scalemine.config import Config, InputError, RunError
-from scalemine.executor import Stopped, StopSignals, num_cores, ray_session
+from scalemine.executor import Stopped, StopRequest, num_cores, ray_session
 from scalemine.models import device_name, precision_name
 from scalemine.store import Stage, read_json, write_json
 
@@ -72,7 +74,23 @@ def threads_of_process(config: Config) -> int:
     return max(1, num_cores() // config.train.processes) if is_here else 1
 
 
-def launch(config: Config, fold: int | None, stage: Stage, signals: StopSignals | None) -> None:
+@contextlib.contextmanager
+def hold_run(folder: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
+    """Hold a run for this process: processes can outlive the one that started them, where that is killed.
+
+    Raises:
+        InputError: Another process has held it for all of these seconds.
+    """
+    try:
+        with FileLock(folder / LOCK, timeout=wait_seconds):
+            yield
+    except Timeout:
+        raise InputError(
+            f"{folder}: processes of an earlier call are still at this run; wait for them, or end them"
+        ) from None
+
+
+def launch(config: Config, fold: int | None, stage: Stage, signals: StopRequest | None) -> None:
     """Do one run with several processes; a request to stop is passed on to them once.
 
     Raises:
@@ -101,7 +119,7 @@ def launch(config: Config, fold: int | None, stage: Stage, signals: StopSignals 
         raise RunError(f"{stage.folder.name}: {said}")
 
 
-def _run_here(config: Config, spec: Path, signals: StopSignals | None) -> str | None:
+def _run_here(config: Config, spec: Path, signals: StopRequest | None) -> str | None:
     """Run the processes on this machine; return what is to be said of a failure that left no file."""
     workers = _start_workers(config, spec)
     told = False
@@ -145,7 +163,7 @@ def _start_workers(config: Config, spec: Path) -> list[subprocess.Popen[bytes]]:
     ]
 
 
-def _run_by_ray(config: Config, stage: Stage, signals: StopSignals | None) -> str | None:
+def _run_by_ray(config: Config, stage: Stage, signals: StopRequest | None) -> str | None:
     """Run the processes over the nodes of a Ray cluster, which all see the workdir; as ``_run_here``."""
     threads = threads_of_process(config)
     begun, stop, own = (stage.file(name) for name in (BEGUN, STOP, RAY))
@@ -215,12 +233,12 @@ def _work_in_ray(given: dict[str, Any]) -> None:
     spec.with_name(BEGUN).touch()
     from scalemine.training.worker import work
 
-    if not work(spec, _StopFile(spec.with_name(STOP))):
+    if not work(spec, StopFile(spec.with_name(STOP))):
         # Ray ends the others, which would wait for this one for ever.
         raise RuntimeError("what was wrong is said in a file")
 
 
-class _StopFile:
+class StopFile:
     """A request to stop that comes as a file, for processes that no signal reaches."""
 
     def __init__(self, path: Path) -> None:

@@ -11,11 +11,12 @@ import importlib.metadata
 import logging
 import platform
 import tempfile
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,6 +33,12 @@ from scalemine.training.splits import Split, plan_splits
 logger = logging.getLogger(__name__)
 
 
+# Keys of train that change neither what is read nor how it is dealt out.
+_OF_FITTING = frozenset(
+    {"name", "crf", "hidden", "kernel", "dropout", "lr", "head_lr", "weight_decay", "batch_size", "micro_batch"}
+    | {"bucket_batches", "epochs", "patience", "min_delta", "schedule", "warmup", "clip", "gradient_checkpointing"}
+    | {"lora", "processes", "checkpoint_steps", "bootstrap"}
+)
 # More tweets than this are not compared for near-duplicates, which would take many minutes and much memory.
 _MOST_COMPARED = 500_000
 
@@ -62,18 +69,71 @@ def run_training(
         RunError: A run failed.
         Stopped: A signal asked for it; what is finished is kept, and the run under way goes on from its checkpoint.
     """
-    family = family_of(config)
-    data = family.read(config, signals=signals, show=show)
-    splits = splits_of(config, family, data)
-    for line in family.describe(data):
+    prepared = prepare(config, signals=signals, show=show)
+    for line in prepared.family.describe(prepared.data):
         logger.info("%s", line)
     results = []
-    for split in splits:
+    for split in prepared.splits:
         if signals is not None:
             signals.raise_if_requested()
-        results.append(_run(config, family, data, split, signals, show, redo))
+        results.append(run_split(config, prepared, split, signals=signals, show=show, redo=redo))
         write_results(Workdir(config.workdir.absolute()))
     return results
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """What the runs of a configuration share: its data, read and dealt out.
+
+    Args:
+        family: The kind of model.
+        data: The files.
+        splits: One per fold, or one.
+        leaks: What was found of them so far, by fold.
+    """
+
+    family: Family
+    data: Data[Any]
+    splits: Sequence[Split]
+    leaks: dict[int | None, dict[str, list[Leak]]] = field(default_factory=dict)
+
+    def split(self, fold: int | None) -> Split:
+        """Return the split of a fold."""
+        [found] = [split for split in self.splits if split.fold == fold]
+        return found
+
+
+def prepare(
+    config: Config, *, signals: StopSignals | None = None, show: ShowProgress = silent, scratch: Path | None = None
+) -> Prepared:
+    """Read the data of a configuration and deal it out.
+
+    Args:
+        config: The configuration.
+        signals: A request to stop.
+        show: Shows progress.
+        scratch: Where to write what is made of the data, instead of the workdir.
+
+    Raises:
+        InputError: The data or the configuration is wrong.
+        Stopped: A signal asked for it.
+    """
+    family = family_of(config)
+    data = family.read(config, signals=signals, show=show, scratch=scratch)
+    return Prepared(family, data, splits_of(config, family, data))
+
+
+def preparation_key(config: Config) -> str:
+    """Return a hash that is the same for configurations for which ``prepare`` gives the same."""
+    values = config.model_dump(mode="json")
+    return fingerprint(
+        {
+            "workdir": values["workdir"],
+            "encoder": values["encoder"],
+            "labels": values["labels"],
+            "train": {key: value for key, value in values["train"].items() if key not in _OF_FITTING},
+        }
+    )
 
 
 def splits_of(config: Config, family: Family, data: Data[Any]) -> list[Split]:
@@ -90,33 +150,42 @@ def splits_of(config: Config, family: Family, data: Data[Any]) -> list[Split]:
 
 def describe_plan(config: Config) -> list[str]:
     """Return what training would do, line by line; no run is begun."""
-    family = family_of(config)
     with tempfile.TemporaryDirectory(prefix="scalemine-") as scratch:
-        return _plan_lines(config, family, family.read(config, scratch=Path(scratch)))
+        prepared = prepare(config, scratch=Path(scratch))
+        lines = [f"{key}: {value}" for key, value in run_settings(config, prepared.family).items()]
+        for split in prepared.splits:
+            name, state = run_state(config, prepared, split)
+            dev = f"{len(split.dev)} of dev" if len(split.dev) else "dev from elsewhere"
+            lines.append(f"{name}: {len(split.train)} tweets, {dev}, {len(split.held_out)} held out: {state}")
+        return [*lines, *(f"{name}: {dataset.num_rows} tweets" for name, dataset in prepared.data.tests.items())]
 
 
-def _plan_lines(config: Config, family: Family, data: Data[Any]) -> list[str]:
-    lines = [f"{key}: {value}" for key, value in run_settings(config, family).items()]
-    for split in splits_of(config, family, data):
-        folder = _open_run(config, family, data, split, make=False).folder
-        state = _state(folder, _scoring(config, data))
-        dev = f"{len(split.dev)} of dev" if len(split.dev) else "dev from elsewhere"
-        lines.append(f"{folder.name}: {len(split.train)} tweets, {dev}, {len(split.held_out)} held out: {state}")
-    return [*lines, *(f"{name}: {dataset.num_rows} tweets" for name, dataset in data.tests.items())]
+RunState = Literal["finished", "trained, to be scored again", "to go on", "to do"]
 
 
-def _state(folder: Path, scoring: Mapping[str, Any]) -> str:
-    """Return in words how far a run has come."""
-    result = read_result(folder)
+def run_state(config: Config, prepared: Prepared, split: Split, *, redo: bool = False) -> tuple[str, RunState]:
+    """Return the name of a run's folder, and how far the run has come; nothing is written.
+
+    Args:
+        config: The configuration.
+        prepared: Its data.
+        split: Of this run.
+        redo: What other data left in the folder is to be discarded.
+
+    Raises:
+        InputError: The folder was made with other data, and that is not to be discarded.
+    """
+    stage = _open_run(config, prepared, split, redo=redo, make=False)
+    result = read_result(stage.folder) if stage.is_ours() else None
     if result is not None:
-        return "finished" if result["scoring"] == scoring else "trained, to be scored again"
-    return "to go on" if (folder / STATE).exists() else "to do"
+        is_scored = result["scoring"] == _scoring(config, prepared.data)
+        return stage.folder.name, "finished" if is_scored else "trained, to be scored again"
+    return stage.folder.name, "to go on" if stage.is_ours() and (stage.folder / STATE).exists() else "to do"
 
 
-def _open_run(
-    config: Config, family: Family, data: Data[Any], split: Split, *, redo: bool = False, make: bool = True
-) -> Stage:
+def _open_run(config: Config, prepared: Prepared, split: Split, *, redo: bool = False, make: bool = True) -> Stage:
     """Open a run's folder, for these settings, data, and files of the encoder."""
+    family, data = prepared.family, prepared.data
     inputs = {
         "train": data.train.sha256,
         "dev": data.dev.sha256 if data.dev else None,
@@ -132,21 +201,28 @@ def run_name(config: Config, settings: Mapping[str, Any], split: Split) -> str:
     """Return the name of a run's folder."""
     options = config.train
     source = Path(options.train_uri).stem if options.train_uri else options.train_set
-    name = options.name or f"{options.model}-{source}-{fingerprint(settings)[:6]}"
+    name = options.name or f"{options.model}-{source}-{fingerprint(settings)[:10]}"
     return name if split.fold is None else f"{name}-fold{split.fold}"
 
 
-def _run(
+def run_split(
     config: Config,
-    family: Family,
-    data: Data[Any],
+    prepared: Prepared,
     split: Split,
-    signals: StopSignals | None,
-    show: ShowProgress,
-    redo: bool,
+    *,
+    signals: StopRequest | None = None,
+    show: ShowProgress = silent,
+    redo: bool = False,
 ) -> dict[str, Any]:
-    """Do one run, unless it is done."""
-    stage = _open_run(config, family, data, split, redo=redo)
+    """Do one run, unless it is done, and return its result.
+
+    Raises:
+        InputError: The data or the configuration is wrong.
+        RunError: It failed.
+        Stopped: A signal asked for it; it goes on from its checkpoint.
+    """
+    data = prepared.data
+    stage = _open_run(config, prepared, split, redo=redo)
     result = read_result(stage.folder)
     if result is not None and result["scoring"] != _scoring(config, data):
         logger.info("%s: trained before; scored again, as what it is scored on has changed", stage.folder.name)
@@ -155,7 +231,7 @@ def _run(
         _remove_checkpoint(stage.folder)
         return result
     if config.train.processes == 1:
-        train_split(config, data, split, stage.folder, signals=signals, show=show)
+        train_split(config, prepared, split, stage.folder, signals=signals, show=show)
     else:
         launch(config, split.fold, stage, signals)
     result = read_result(stage.folder)
@@ -165,7 +241,7 @@ def _run(
 
 def train_split(
     config: Config,
-    data: Data[Any],
+    prepared: Prepared,
     split: Split,
     folder: Path,
     *,
@@ -173,9 +249,11 @@ def train_split(
     show: ShowProgress = silent,
 ) -> None:
     """Train and test one split in this process, one of ``train.processes``; write model/ and result.json."""
-    family = family_of(config)
+    started = time.monotonic()
+    family, data, leaks = prepared.family, prepared.data, prepared.leaks
     trainer = family.trainer(config, data, split, folder)
-    leaks = _leaks(config, trainer) if trainer.is_main else {}
+    if trainer.is_main and split.fold not in leaks:
+        leaks[split.fold] = _leaks(config, trainer)
     facts = trainer.train(signals, show)
     metrics = trainer.evaluate()
     if trainer.is_main:
@@ -193,7 +271,8 @@ def train_split(
                 "scoring": _scoring(config, data),
                 "train_tweets": len(split.train),
                 "processes": config.train.processes,
-                "leaks": {name: [asdict(leak) for leak in of_set] for name, of_set in leaks.items()},
+                "leaks": {name: [asdict(leak) for leak in of_set] for name, of_set in leaks[split.fold].items()},
+                "total_seconds": round(time.monotonic() - started, 3),
                 "versions": {"python": platform.python_version()}
                 | {name: importlib.metadata.version(name) for name in ("torch", "transformers", "accelerate")},
             }

@@ -9,16 +9,13 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
-
-from filelock import FileLock, Timeout
 
 from scalemine.config import Config, InputError, RunError
 from scalemine.executor import Stopped, StopRequest, StopSignals
 from scalemine.store import read_json, write_json
-from scalemine.training.processes import FAILURE, LOCK, STOPPED
-from scalemine.training.runs import family_of, splits_of, train_split
+from scalemine.training.processes import FAILURE, STOPPED, hold_run
+from scalemine.training.runs import prepare, train_split
 
 # How often a process looks whether the one that started it is still there.
 PARENT_SECONDS = 0.5
@@ -42,11 +39,9 @@ def work(path: Path, signals: StopRequest) -> bool:
     spec = read_json(path)
     config, folder = Config.model_validate(spec["config"]), Path(spec["folder"])
     try:
-        with _held(folder):
-            family = family_of(config)
-            data = family.read(config)
-            [split] = [one for one in splits_of(config, family, data) if one.fold == spec["fold"]]
-            train_split(config, data, split, folder, signals=signals)
+        with hold_run(folder) if _is_main() else contextlib.nullcontext():
+            prepared = prepare(config)
+            train_split(config, prepared, prepared.split(spec["fold"]), folder, signals=signals)
     except Stopped:
         (folder / STOPPED).touch()
     except (InputError, RunError) as error:
@@ -64,21 +59,6 @@ def _stop_with_parent(parent: int) -> None:
 
 def _is_main() -> bool:
     return os.environ.get("RANK", "0") == "0"
-
-
-@contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """Hold the run for these processes: they outlive the one that started them where that is killed."""
-    if not _is_main():
-        yield
-        return
-    try:
-        with FileLock(folder / LOCK, timeout=0):
-            yield
-    except Timeout:
-        raise InputError(
-            f"{folder}: processes of an earlier call are still at this run; wait for them, or end them"
-        ) from None
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -72,10 +73,12 @@ class WordEncoder:
         settings = fingerprint(self.settings)
         digest = hashlib.sha256(repr([settings, [tuple(words) for words in texts]]).encode()).hexdigest()[:24]
         path = folder / settings / f"{digest}.safetensors"
-        if not path.exists():
-            vectors_WD = self.vectors(inputs)
-            with write_whole(path) as temporary:
-                save_file({_CACHE_TENSOR: vectors_WD}, temporary)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):  # runs side by side want the same
+            if not path.exists():
+                vectors_WD = self.vectors(inputs)
+                with write_whole(path) as temporary:
+                    save_file({_CACHE_TENSOR: vectors_WD}, temporary)
         with safe_open(path, framework="pt") as file:
             return replace(inputs, tokens=None, word_ids=None, vectors_WD=file.get_tensor(_CACHE_TENSOR))
 

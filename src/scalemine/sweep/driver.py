@@ -1,0 +1,419 @@
+"""Sweeps: trials are chosen, each is trained in every fold and with every seed, and those that fall behind are stopped.
+
+Main path: ``run_sweep`` -> ``_Sweep.run`` -> waves of trials -> rungs of folds -> units, on this process or on Ray
+actors (``runner``). What is finished is found by the runs' own folders, so the same call again does what is missing; a
+choice depends on results alone, and not on when they came, so a sweep that was broken off ends like one that was not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import socket
+import statistics
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import yaml
+
+from scalemine.config import Config, InputError
+from scalemine.executor import Executor, StopSignals, make_executor
+from scalemine.frozen import embed_examples
+from scalemine.store import Workdir, write_json, write_whole
+from scalemine.sweep.halving import survivors
+from scalemine.sweep.plan import Plan, PlannedRun, PlannedTrial, value_at
+from scalemine.sweep.resources import Resources, resources_of
+from scalemine.sweep.runner import MARK, STOP, Ran, Runner, Unit
+from scalemine.sweep.space import TpeSearcher, Trial, grid, random_trials, seeds_of
+from scalemine.training.runs import Prepared, RunState, preparation_key, prepare, read_result, run_state, write_results
+
+logger = logging.getLogger(__name__)
+
+PROGRESS, CONFIGS = "progress.json", "configs"
+# Seconds between signs of life, and between writings of results.parquet.
+HEARTBEAT, RESULTS = 2.0, 60.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a sweep came to.
+
+    Args:
+        plan: All trials and their runs.
+        failed: What was wrong, by the name of the run.
+    """
+
+    plan: Plan
+    failed: dict[str, str]
+
+
+def run_sweep(config: Config, name: str, *, signals: StopSignals, redo: bool = False) -> Outcome:
+    """Do what is missing of a sweep; a run that fails does not end it.
+
+    Args:
+        config: The configuration, with its section ``sweep``.
+        name: Of the sweep's folder.
+        signals: A request to stop.
+        redo: Discard runs of these settings that other data left.
+
+    Raises:
+        InputError: The data, the configuration or the space is wrong, or the machine too small; nothing has begun.
+        Stopped: A signal asked for it; what is finished is kept, runs under way go on from their checkpoints.
+    """
+    sweep = _Sweep(config, name, redo=redo)
+    resources = sweep.check(signals)
+    return sweep.run(resources, signals)
+
+
+def describe_sweep(config: Config, name: str, *, redo: bool = False) -> list[str]:
+    """Return what a sweep would do, line by line; nothing is written.
+
+    Raises:
+        InputError: As ``run_sweep``.
+    """
+    with tempfile.TemporaryDirectory(prefix="scalemine-") as scratch:
+        sweep = _Sweep(config, name, redo=redo, scratch=Path(scratch))
+        resources = sweep.check(None)
+        return sweep.describe(resources)
+
+
+class _Sweep:
+    """A sweep in progress.
+
+    Args:
+        config: The configuration.
+        name: Of the sweep.
+        redo: Discard runs of these settings that other data left.
+        scratch: Where to write what is made of the data, where this is only a look.
+    """
+
+    def __init__(self, config: Config, name: str, *, redo: bool, scratch: Path | None = None) -> None:
+        if config.train.name is not None:
+            raise InputError("train.name: would give all runs one name; drop it (sweep.name names a sweep)")
+        self.config = config.model_copy(update={"workdir": config.workdir.absolute()})
+        self.options, self.redo, self.scratch = config.sweep, redo, scratch
+        self.workdir = Workdir(self.config.workdir)
+        self.folder = self.workdir.sweeps / name
+        self.seeds = seeds_of(self.config, self.options)
+        self.folds: list[int | None] = list(range(config.train.folds)) or [None]
+        self.searcher = (
+            TpeSearcher(self.config, self.options, self.config.seed) if self.options.search == "tpe" else None
+        )
+        self.known = self._known_trials()
+        self.num_trials = len(self.known) or self.options.trials * max(1, len(self.options.arms))
+        self.planned: dict[str, PlannedTrial] = {}
+        self.prepared: dict[str, Prepared] = {}
+        self.scores: dict[str, list[float]] = {}
+        self.failed: dict[str, str] = {}
+        self.threads = 1
+        self.wrote_results = time.monotonic()
+
+    def _known_trials(self) -> list[Trial]:
+        """Return the trials, where they do not depend on results."""
+        if self.options.search == "grid":
+            return grid(self.config, self.options)
+        if self.options.search == "random":
+            return random_trials(self.config, self.options, self.config.seed)
+        return []
+
+    # --- Before anything runs
+
+    def check(self, signals: StopSignals | None) -> Resources:
+        """Read the data of all trials that are known, and return what a run may take.
+
+        Raises:
+            InputError: A trial cannot be trained as asked.
+        """
+        trials = self.known or [self._ask(0)]
+        configs = [self._config(trial, seed) for trial in trials for seed in self.seeds]
+        resources = resources_of(self.config, configs)
+        for config in configs:
+            self._prepare(config, signals)
+        return resources
+
+    def _prepare(self, config: Config, signals: StopSignals | None = None) -> Prepared:
+        """Return the data of a trial; what is shared by runs (imports, tokens, embeddings) is made here, once."""
+        key = preparation_key(config)
+        if key not in self.prepared:
+            if config.train.is_baseline and self.scratch is None and signals is not None:
+                embed_examples(config, signals=signals)
+            self.prepared[key] = prepare(config, signals=signals, scratch=self.scratch)
+        return self.prepared[key]
+
+    def _config(self, trial: Trial, seed: int) -> Config:
+        return trial.config(self.config, seed)
+
+    def _ask(self, number: int) -> Trial:
+        assert self.searcher is not None
+        return self.searcher.ask(number)
+
+    def _plan(self, trial: Trial, stopped: int | None = None) -> PlannedTrial:
+        runs = []
+        for fold in self.folds:
+            for seed in self.seeds:
+                config = self._config(trial, seed)
+                prepared = self._prepare(config)
+                name, _ = run_state(config, prepared, prepared.split(fold), redo=self.redo)
+                runs.append(PlannedRun(seed, fold, name))
+        return PlannedTrial(trial.name, trial.arm, trial.overrides, stopped, tuple(runs))
+
+    def describe(self, resources: Resources) -> list[str]:
+        """Return what is to be done, line by line."""
+        trials = self.known or [self._ask(0)]
+        self.planned = {trial.name: self._plan(trial) for trial in trials}
+        states = {trial.name: self._states(trial) for trial in trials}
+        per_trial = len(self.folds) * len(self.seeds)
+        number = self.num_trials * per_trial
+        finished = sum(state == "finished" for of_trial in states.values() for state in of_trial)
+        lines = [
+            f"sweep {self.folder.name}: {self.num_trials} trials x {len(self.folds)} fold(s) x {len(self.seeds)} "
+            f"seed(s) = {number} runs{' at most' if self.options.scheduler != 'none' else ''}; {finished} finished",
+            str(resources),
+            self._estimate(number - finished),
+        ]
+        for trial in trials:
+            counts = ", ".join(f"{number} {state}" for state, number in Counter(states[trial.name]).items())
+            values = ", ".join(f"{key}={value}" for key, value in trial.overrides.items())
+            lines.append(f"{trial.name}: {values or 'as configured'}: {counts}")
+        if self.searcher is not None:
+            lines.append("further trials are chosen by the results of those before them")
+        return lines
+
+    def _estimate(self, number: int) -> str:
+        """Return in words how long so many runs take, by those that are finished."""
+        if not number:
+            return "nothing is left to do"
+        names = {run.run for trial in self.planned.values() for run in trial.runs}
+        model = self.config.train.model
+        found = [read_result(path.parent) for path in self.workdir.runs.glob("*/result.json")]
+        results = [result for result in found if result and "total_seconds" in result]
+        alike = [one for one in results if one["name"] in names] or [one for one in results if one["model"] == model]
+        if not alike:
+            return "time: not known until a first run is finished"
+        seconds = statistics.mean(result["total_seconds"] for result in alike)
+        total = seconds * number / self.options.concurrency
+        return (
+            f"time: about {total / 60:,.0f} min for {number} runs of {seconds:,.0f} s, the mean of {len(alike)} runs "
+            f"that are finished in this workdir"
+        )
+
+    # --- The runs
+
+    def run(self, resources: Resources, signals: StopSignals) -> Outcome:
+        """Do what is missing."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.threads = resources.threads
+        for trial in self.known:
+            self.planned[trial.name] = self._plan(trial)
+        self._write_plan()
+        ended = "stopped"
+        try:
+            with _Workers(self.folder, self.config, resources, signals) as workers, self._alive():
+                for wave in self._waves():
+                    self._run_wave(wave, workers)
+                    signals.raise_if_requested()
+            ended = "finished"
+        finally:
+            write_results(self.workdir)
+            self._write_progress(ended)
+        return Outcome(self._plan_now(), self.failed)
+
+    def _run_wave(self, wave: Sequence[Trial], workers: _Workers) -> None:
+        """Train trials fold by fold; between rungs those that are behind are stopped."""
+        rungs = self._rungs()
+        for number, folds in enumerate(rungs):
+            self._run_units([(trial, seed, fold) for fold in folds for trial in wave for seed in self.seeds], workers)
+            for trial in wave:
+                self.scores.setdefault(trial.name, []).extend(self._score(trial, fold) for fold in folds)
+            if number == len(rungs) - 1:
+                break
+            going = survivors(
+                self.scores, reduction=self.options.reduction, min_folds=self.options.min_folds, mode=self.options.mode
+            )
+            for trial in wave:
+                if trial.name not in going:
+                    stopped = len(self.scores[trial.name])
+                    self.planned[trial.name] = replace(self.planned[trial.name], stopped=stopped)
+            wave = [trial for trial in wave if trial.name in going]
+            self._write_plan()
+
+    def _run_units(self, runs: Sequence[tuple[Trial, int, int | None]], workers: _Workers) -> None:
+        """Do those of some runs that are not finished."""
+        units = []
+        for trial, seed, fold in runs:
+            config = self._config(trial, seed)
+            prepared = self._prepare(config)
+            name, state = run_state(config, prepared, prepared.split(fold), redo=self.redo)
+            if state != "finished":
+                (self.workdir.runs / name / MARK).unlink(missing_ok=True)
+                units.append(Unit(self._write_config(trial, seed, config), fold, name, self.redo))
+        for unit, ran in workers.run(units):
+            if ran.outcome == "failed":
+                self.failed[unit.run] = ran.said
+                logger.warning("%s: %s", unit.run, ran.said)
+            if time.monotonic() - self.wrote_results > RESULTS:
+                write_results(self.workdir)
+                self.wrote_results = time.monotonic()
+
+    def _write_config(self, trial: Trial, seed: int, config: Config) -> Config:
+        """Write, and return, the configuration with which ``scalemine train`` does the same runs."""
+        compute = config.compute.model_copy(update={"threads": self.threads})
+        config = config.model_copy(update={"compute": compute})
+        path = self.folder / CONFIGS / f"{trial.name}_seed{seed}.yaml"
+        values = config.model_dump(mode="json", exclude_defaults=True)
+        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            with write_whole(path) as temporary:
+                temporary.write_text(text, encoding="utf-8")
+        return config
+
+    def _score(self, trial: Trial, fold: int | None) -> float:
+        """Return the metric's mean over seeds; nan where a run failed."""
+        scores = []
+        for run in self.planned[trial.name].runs:
+            if run.fold == fold:
+                result = read_result(self.workdir.runs / run.run)
+                failed = result is None or run.run in self.failed
+                scores.append(math.nan if result is None or failed else value_at(result, self.options.metric))
+        return statistics.fmean(scores)
+
+    def _states(self, trial: Trial) -> list[RunState]:
+        states = []
+        for fold in self.folds:
+            for seed in self.seeds:
+                config = self._config(trial, seed)
+                prepared = self._prepare(config)
+                states.append(run_state(config, prepared, prepared.split(fold), redo=self.redo)[1])
+        return states
+
+    def _waves(self) -> Iterator[list[Trial]]:
+        """Yield trials that are chosen together: all, or as many as fill the workers."""
+        if self.searcher is None:
+            yield self.known
+            return
+        first_rung = len(self._rungs()[0]) * len(self.seeds)
+        size = math.ceil(self.options.concurrency / first_rung)
+        for first in range(0, self.num_trials, size):
+            asked = [self._ask(number) for number in range(first, min(first + size, self.num_trials))]
+            wave = list({trial.name: trial for trial in asked if trial.name not in self.planned}.values())
+            for trial in wave:
+                self.planned[trial.name] = self._plan(trial)
+            self._write_plan()
+            yield wave
+            for trial in wave:
+                scores = self.scores.get(trial.name, [])
+                mean = statistics.fmean(scores) if scores else None
+                self.searcher.tell(trial, mean, self.planned[trial.name].stopped or 0)
+
+    def _rungs(self) -> list[list[int | None]]:
+        """Return the folds between which trials are judged."""
+        if self.options.scheduler == "none" or len(self.folds) == 1:
+            return [self.folds]
+        edges, edge = [0], self.options.min_folds
+        while edge < len(self.folds):
+            edges.append(edge)
+            edge *= self.options.reduction
+        edges.append(len(self.folds))
+        return [self.folds[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+
+    # --- Files
+
+    def _plan_now(self) -> Plan:
+        options = self.options
+        return Plan(
+            self.folder.name, self.config.why, options.metric, options.mode, options.search, options.scheduler,
+            self.config.train.folds, self.seeds, options.concurrency, self.num_trials, tuple(self.planned.values()),
+        )  # fmt: skip
+
+    def _write_plan(self) -> None:
+        self._plan_now().write(self.folder)
+
+    def _write_progress(self, state: str) -> None:
+        facts = {"state": state, "updated": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
+        write_json(self.folder / PROGRESS, {**facts, "failed": self.failed})
+
+    @contextlib.contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Give a sign of life every few seconds."""
+        ended = threading.Event()
+
+        def beat() -> None:
+            while not ended.is_set():
+                self._write_progress("running")
+                ended.wait(HEARTBEAT)
+
+        thread = threading.Thread(target=beat, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+class _Workers:
+    """Processes that do units; they start when there is something to do, and a request to stop is passed on to them."""
+
+    def __init__(self, folder: Path, config: Config, resources: Resources, signals: StopSignals) -> None:
+        self.folder, self.config, self.resources, self.signals = folder, config, resources, signals
+        self._opened = contextlib.ExitStack()
+        self._executor: Executor | None = None
+
+    def __enter__(self) -> _Workers:
+        (self.folder / STOP).unlink(missing_ok=True)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
+        (self.folder / STOP).unlink(missing_ok=True)
+
+    def run(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Ran]]:
+        """Yield what became of each unit, as they end; a process that dies is replaced, and its unit goes on.
+
+        Raises:
+            Stopped: A signal asked for it.
+        """
+        if not units:
+            return
+        if self._executor is None:
+            self._executor = self._opened.enter_context(
+                make_executor(
+                    self.resources.compute(self.config.compute),
+                    signals=self.signals,
+                    wants_gpu=self.config.train.device != "cpu",
+                    cpus_per_worker=self.resources.cpus_of_worker,
+                    num_cpus=self.resources.cpus,
+                )
+            )
+        runner = partial(Runner, self.folder, self.resources.memory_fraction)
+        with self._passing_on():
+            for outcome in self._executor.map(runner, units, in_flight=1):
+                ran = outcome.result or Ran("failed", (outcome.error or "").strip().splitlines()[-1])
+                yield outcome.item, ran
+
+    @contextlib.contextmanager
+    def _passing_on(self) -> Iterator[None]:
+        """Turn a signal into a file that all processes see."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(0.2):
+                if self.signals.requested:
+                    (self.folder / STOP).touch()
+                    return
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()

@@ -1,0 +1,150 @@
+"""What a sweep consists of: trials, and for each its runs by name; the file that says so, and what follows from it.
+
+The results are those of the runs' own folders. The plan is written anew by each call, before anything runs, and names
+which runs belong to which trial; it is all that ``status`` and ``compare`` need.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from scalemine.config import InputError
+from scalemine.store import Workdir, read_json, write_json
+
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run: a model trained with one seed and without one fold.
+
+    Args:
+        seed: Of the model.
+        fold: Which is held out, from 0; None where there are no folds.
+        run: Name of the folder in ``runs/``.
+    """
+
+    seed: int
+    fold: int | None
+    run: str
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """One configuration, but for the seed.
+
+    Args:
+        name: Of the trial; see ``space.Trial``.
+        arm: Of the sweep's arms; None: it has none.
+        settings: What is laid over the sweep's configuration, by dotted key.
+        stopped: Folds after which halving stopped it; None: it did not.
+        runs: Fold by fold, and in each seed by seed.
+    """
+
+    name: str
+    arm: str | None
+    settings: Mapping[str, Any]
+    stopped: int | None
+    runs: tuple[PlannedRun, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep.
+
+    Args:
+        name: Of the sweep.
+        why: What it is for.
+        metric: Dotted path into a result's metrics.
+        mode: Whether more of it is better, or less.
+        search: How trials are chosen.
+        scheduler: Whether trials are stopped early.
+        folds: How many; 0: none.
+        seeds: Each trial is trained with each.
+        concurrency: Runs at a time.
+        num_trials: Trials there will be; more than are planned yet where later ones are chosen by the results.
+        trials: Those that are planned.
+    """
+
+    name: str
+    why: str
+    metric: str
+    mode: Literal["max", "min"]
+    search: str
+    scheduler: str
+    folds: int
+    seeds: tuple[int, ...]
+    concurrency: int
+    num_trials: int
+    trials: tuple[PlannedTrial, ...]
+
+    @property
+    def runs_per_trial(self) -> int:
+        """How many runs a trial has that is not stopped."""
+        return max(1, self.folds) * len(self.seeds)
+
+    def labels(self) -> dict[str, str]:
+        """Return what to call each trial where people read it: its arm, and the values in which trials differ."""
+        labels = {}
+        for trial in self.trials:
+            alike = [one for one in self.trials if one.arm == trial.arm]
+            keys = [key for key in trial.settings if any(one.settings.get(key) != trial.settings[key] for one in alike)]
+            values = [f"{key.removeprefix('train.')}={_short(trial.settings[key])}" for key in keys]
+            labels[trial.name] = ", ".join(([trial.arm] if trial.arm else []) + values) or trial.name
+        return labels
+
+    def write(self, folder: Path) -> None:
+        """Write ``plan.json``."""
+        write_json(folder / PLAN, asdict(self))
+
+
+def read_plan(folder: Path) -> Plan:
+    """Return the plan in a sweep's folder."""
+    values = read_json(folder / PLAN)
+    trials = tuple(
+        PlannedTrial(**{**trial, "runs": tuple(PlannedRun(**run) for run in trial["runs"])})
+        for trial in values.pop("trials")
+    )
+    return Plan(**{**values, "seeds": tuple(values["seeds"])}, trials=trials)
+
+
+def _short(value: object) -> str:
+    """Return a value, of a path its last part."""
+    return value.rstrip("/").rsplit("/", 1)[-1] if isinstance(value, str) else str(value)
+
+
+def find_sweeps(workdir: Workdir, name: str | None = None) -> list[Path]:
+    """Return the folders of a workdir's sweeps, or of one of them.
+
+    Raises:
+        InputError: There is none, or none of that name.
+    """
+    found = sorted(path.parent for path in workdir.sweeps.glob(f"*/{PLAN}"))
+    if not found:
+        raise InputError(f"{workdir.root}: no sweep here (expected sweeps/NAME/{PLAN}); scalemine sweep makes them")
+    named = [folder for folder in found if name in (None, folder.name)]
+    if not named:
+        raise InputError(f"{workdir.root}: no sweep {name!r} here; there are {', '.join(one.name for one in found)}")
+    return named
+
+
+def value_at(result: Mapping[str, Any], metric: str) -> float:
+    """Return a number of a result's metrics by its dotted path; nan where it is undefined.
+
+    Raises:
+        InputError: There is no such number.
+    """
+    value: Any = result["metrics"]
+    for part in metric.split("."):
+        if not isinstance(value, Mapping) or part not in value:
+            known = ", ".join(map(str, value)) if isinstance(value, Mapping) else "a number"
+            raise InputError(f"sweep.metric: {metric}: run {result['name']} has no {part!r} there, but {known}")
+        value = value[part]
+    if value is None:
+        return float("nan")
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InputError(f"sweep.metric: {metric} is no number in run {result['name']}; name one, such as held_out.f1")
+    return float(value)

@@ -1,0 +1,147 @@
+"""One run after another in one process, which keeps its libraries and the data that it has read."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from scalemine.config import Config, InputError, RunError
+from scalemine.executor import Stopped
+from scalemine.store import Workdir, write_json
+from scalemine.training.processes import StopFile, hold_run
+from scalemine.training.runs import Prepared, preparation_key, prepare, run_split
+
+# In a run's folder: that a process is at it.
+MARK = ".running.json"
+# In a sweep's folder: a request to stop, and what its runs say.
+STOP, LOGS = ".stop", "logs"
+# How long processes of a killed call may go on.
+_WAIT_SECONDS = 60.0
+# Data sets that a process keeps.
+_MOST_KEPT = 8
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A run that is to be done.
+
+    Args:
+        config: Its configuration, of one seed.
+        fold: Which is held out.
+        run: Name of its folder.
+        redo: Discard what other data left in the folder.
+    """
+
+    config: Config
+    fold: int | None
+    run: str
+    redo: bool = False
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What became of a unit.
+
+    Args:
+        outcome: What happened.
+        said: What was wrong.
+    """
+
+    outcome: Literal["finished", "stopped", "failed"]
+    said: str = ""
+
+
+class Runner:
+    """Does units.
+
+    Args:
+        folder: Of the sweep; where it holds a request to stop, runs write a checkpoint and stop.
+        memory_fraction: Of a GPU's memory that this process may take.
+    """
+
+    def __init__(self, folder: Path, memory_fraction: float | None) -> None:
+        self._logs, self._stop = folder / LOGS, StopFile(folder / STOP)
+        self._prepared: dict[str, Prepared] = {}
+        if memory_fraction is not None:
+            import torch
+
+            if torch.cuda.is_available():  # Ray's shares of a GPU are bookkeeping alone
+                torch.cuda.set_per_process_memory_fraction(memory_fraction)
+
+    def __call__(self, unit: Unit) -> Ran:
+        """Do a run; what it says goes into a file of its own."""
+        if self._stop.requested:
+            return Ran("stopped")
+        folder = Workdir(unit.config.workdir).runs / unit.run
+        folder.mkdir(parents=True, exist_ok=True)
+        # Several processes hold their run themselves.
+        held = hold_run(folder, wait_seconds=_WAIT_SECONDS) if unit.config.train.processes == 1 else _nothing()
+        try:
+            with _mark(folder), _log_to(self._logs / f"{unit.run}.log"), held:
+                prepared = self._prepare(unit.config)
+                run_split(unit.config, prepared, prepared.split(unit.fold), signals=self._stop, redo=unit.redo)
+        except Stopped:
+            return Ran("stopped")
+        except (InputError, RunError) as error:
+            return Ran("failed", str(error))
+        return Ran("finished")
+
+    def _prepare(self, config: Config) -> Prepared:
+        key = preparation_key(config)
+        if key not in self._prepared:
+            while len(self._prepared) >= _MOST_KEPT:
+                del self._prepared[next(iter(self._prepared))]
+            self._prepared[key] = prepare(config)
+        return self._prepared[key]
+
+
+_nothing = contextlib.nullcontext
+
+
+@contextlib.contextmanager
+def _mark(folder: Path) -> Iterator[None]:
+    """Leave a mark in a folder, as long as a process is at it."""
+    path = folder / MARK
+    write_json(path, {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()})
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """Send what this thread says to a file alone: of many runs, nobody wants to see each epoch."""
+    logger, thread = logging.getLogger("scalemine"), threading.get_ident()
+
+    def is_of_run(record: logging.LogRecord) -> bool:
+        return record.thread == thread
+
+    def is_of_others(record: logging.LogRecord) -> bool:
+        return record.thread != thread
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler.addFilter(is_of_run)
+    others = list(logger.handlers)
+    for other in others:
+        other.addFilter(is_of_others)
+    logger.addHandler(handler)
+    if logger.getEffectiveLevel() > logging.INFO:  # in a worker nobody has set it
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        handler.close()
+        for other in others:
+            other.removeFilter(is_of_others)

@@ -1,0 +1,209 @@
+"""How far a sweep has come, from its files alone: also while it runs elsewhere, and when nothing runs any more."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import statistics
+import time
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from scalemine.report.tables import MISSING, Cell, Column, Table, duration, plain_name
+from scalemine.store import Workdir, read_json
+from scalemine.sweep.driver import PROGRESS
+from scalemine.sweep.plan import Plan, PlannedRun, PlannedTrial, read_plan, value_at
+from scalemine.sweep.runner import MARK
+from scalemine.training.comparison import Summary, summarise
+from scalemine.training.loop import STATE
+from scalemine.training.runs import read_result
+
+# A sweep that has given no sign of life for so long has ended.
+SILENCE = 60.0
+# Trials of a table; the best ones and those under way.
+MOST_ROWS = 30
+
+
+State = Literal["running", "finished", "stopped", "interrupted"]
+
+
+@dataclass(frozen=True)
+class TrialStatus:
+    """How far a trial has come.
+
+    Args:
+        trial: The trial.
+        done: Runs that are finished.
+        wanted: Runs that it has in all.
+        running: What is under way, in words.
+        failed: Runs that failed.
+        score: Of the sweep's metric; None: of no run yet.
+    """
+
+    trial: PlannedTrial
+    done: int
+    wanted: int
+    running: tuple[str, ...]
+    failed: int
+    score: Summary | None
+
+
+@dataclass(frozen=True)
+class SweepStatus:
+    """How far a sweep has come.
+
+    Args:
+        plan: The sweep.
+        state: Whether it is running, or how it ended; interrupted: it gives no sign of life.
+        where: Host and process that run it, or did.
+        trials: Its trials.
+        waiting: Runs that have not begun, or are to go on; at most, where trials may be stopped.
+        failed: What was wrong, by run.
+        seconds_left: By the runs that are finished; None: not known.
+    """
+
+    plan: Plan
+    state: State
+    where: str
+    trials: tuple[TrialStatus, ...]
+    waiting: int
+    failed: Mapping[str, str]
+    seconds_left: float | None
+
+    @property
+    def done(self) -> int:
+        """Runs that are finished."""
+        return sum(one.done for one in self.trials)
+
+    @property
+    def running(self) -> int:
+        """Runs that are under way."""
+        return sum(len(one.running) for one in self.trials)
+
+    def best_first(self) -> list[TrialStatus]:
+        """Return the trials, the best by their means so far first, those without a score last."""
+        sign = -1 if self.plan.mode == "max" else 1
+
+        def key(one: TrialStatus) -> float:
+            return math.inf if one.score is None or math.isnan(one.score.mean) else sign * one.score.mean
+
+        return sorted(self.trials, key=key)
+
+    def line(self) -> str:
+        """Return one line that says how far it has come."""
+        parts = [f"{self.done} done", f"{self.running} running", f"{self.waiting} waiting"]
+        parts += [f"{len(self.failed)} failed"] if self.failed else []
+        best = self.best_first()[0] if self.trials else None
+        if best and best.score:
+            label = self.plan.labels()[best.trial.name]
+            parts.append(f"best {label} {_number(best.score.mean)} ({best.done} of {best.wanted} runs)")
+        if self.seconds_left is not None and self.state == "running":
+            parts.append(f"about {duration(self.seconds_left)} left")
+        return f"sweep {self.plan.name}, {self.state}: {', '.join(parts)}"
+
+
+class StatusReader:
+    """Reads how far a sweep has come, again and again; what is finished is read once."""
+
+    def __init__(self, workdir: Workdir, folder: Path) -> None:
+        self._workdir, self._folder = workdir, folder
+        self._results: dict[str, tuple[float, float]] = {}
+
+    def read(self) -> SweepStatus:
+        """Return how far it has come."""
+        plan, progress = read_plan(self._folder), self._progress()
+        is_silent = progress["state"] == "running" and time.time() - progress["updated"] > SILENCE
+        state: State = "interrupted" if is_silent else progress["state"]
+        failed: dict[str, str] = progress["failed"]
+        trials = tuple(self._trial(plan, trial, state == "running", failed) for trial in plan.trials)
+        wanted = sum(one.wanted for one in trials) + (plan.num_trials - len(trials)) * plan.runs_per_trial
+        done = sum(one.done for one in trials)
+        waiting = max(0, wanted - done - sum(len(one.running) + one.failed for one in trials))
+        seconds = [seconds for _, seconds in self._results.values() if not math.isnan(seconds)]
+        left = statistics.median(seconds) * (wanted - done) / plan.concurrency if seconds else None
+        where = f"process {progress['pid']} on {progress['host']}"
+        return SweepStatus(plan, state, where, trials, waiting, failed, left)
+
+    def _progress(self) -> Any:  # noqa: ANN401  JSON
+        path = self._folder / PROGRESS
+        if path.exists():
+            return read_json(path)
+        since = path.parent.stat().st_mtime
+        return {"state": "running", "updated": since, "host": MISSING, "pid": MISSING, "failed": {}}
+
+    def _trial(self, plan: Plan, trial: PlannedTrial, is_alive: bool, failed: Mapping[str, str]) -> TrialStatus:
+        values: dict[tuple[Hashable, Hashable], float] = {}
+        running, num_failed = [], 0
+        for run in trial.runs:
+            found = self._result(run, plan.metric)
+            if run.run in failed:
+                num_failed += 1
+            elif found is not None:
+                values[run.fold, run.seed] = found[0]
+            elif is_alive and (self._workdir.runs / run.run / MARK).exists():
+                running.append(self._under_way(run))
+        score = summarise(values) if values and not any(map(math.isnan, values.values())) else None
+        wanted = len(trial.runs)
+        if trial.stopped is not None:
+            wanted = trial.stopped * len(plan.seeds)
+        return TrialStatus(trial, len(values), wanted, tuple(running), num_failed, score)
+
+    def _result(self, run: PlannedRun, metric: str) -> tuple[float, float] | None:
+        """Return score and seconds of a run that is finished."""
+        if run.run not in self._results:
+            result = read_result(self._workdir.runs / run.run)
+            if result is None:
+                return None
+            self._results[run.run] = value_at(result, metric), result.get("total_seconds", math.nan)
+        return self._results[run.run]
+
+    def _under_way(self, run: PlannedRun) -> str:
+        """Say which run it is, and in which epoch."""
+        parts = [] if run.fold is None else [f"fold {run.fold + 1}"]
+        parts.append(f"seed {run.seed}")
+        path = self._workdir.runs / run.run / STATE
+        with contextlib.suppress(FileNotFoundError):  # no checkpoint yet, or finished just now
+            parts.append(f"epoch {read_json(path)['progress']['epoch'] + 1}")
+        return " ".join(parts)
+
+
+def status_table(status: SweepStatus, most: int = MOST_ROWS) -> Table:
+    """Return the trials of a sweep as a table: the best first, and always those under way."""
+    ranked, labels = status.best_first(), status.plan.labels()
+    shown = [one for place, one in enumerate(ranked) if place < most or one.running]
+    columns = (
+        Column("trial", "trial", numeric=False),
+        Column("runs finished", "done"),
+        Column(plain_name(status.plan.metric), "score"),
+        Column("under way", "under way", numeric=False),
+    )
+    rows = tuple(
+        (
+            Cell(labels[one.trial.name]),
+            Cell(f"{one.done}/{one.wanted}"),
+            Cell(MISSING if one.score is None else _spread(one.score)),
+            Cell(_said(one)),
+        )
+        for one in shown
+    )
+    hidden = f"; {len(ranked) - len(shown)} further trials" if len(ranked) > len(shown) else ""
+    return Table(f"{status.plan.name}{hidden}", columns, rows)
+
+
+def _said(one: TrialStatus) -> str:
+    parts = list(one.running)
+    if one.trial.stopped is not None:
+        parts.append(f"stopped after {one.trial.stopped} fold(s)")
+    if one.failed:
+        parts.append(f"{one.failed} failed")
+    return "; ".join(parts)
+
+
+def _spread(score: Summary) -> str:
+    return _number(score.mean) + (f" ± {_number(score.sd)}" if score.sd is not None else "")
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}"
