@@ -63,7 +63,8 @@ class TrialScores:
 
     Args:
         name: Its name.
-        label: What it differs in from the others, in short.
+        side: What is compared: its train set, its arm, or its name.
+        others: Settings that vary among the trials, but for those that make the side, by dotted key.
         arm: Its arm; None where the sweep has none.
         settings: What it lays over the sweep's configuration, by dotted key.
         train_set: What it is trained on; None while no run is finished that says so.
@@ -81,7 +82,8 @@ class TrialScores:
     """
 
     name: str
-    label: str
+    side: str
+    others: Mapping[str, Any]
     arm: str | None
     settings: Mapping[str, Any]
     train_set: str | None
@@ -206,10 +208,11 @@ def compare(workdir: Path, name: str | None = None, base: str | None = None, rou
     finished = [run for trial in sweep.trials for run in trial.runs.values()]
     if not finished:
         raise InputError(f"{workdir}: no run of sweep {sweep.name} is finished; scalemine sweep goes on with it")
-    chosen, base_of = _opponents(sweep.trials, base)
+    sides = _sides(sweep.trials, base)
+    chosen, base_of = _opponents(sweep.trials, sides, base)
     sets = [key for key in dict.fromkeys(key for run in finished for key in run.result["metrics"]) if key != DEV]
     contrasts, not_compared = _compare_all(sweep, base_of, sets, rounds)
-    labels = _labels(sweep.trials)
+    others = _others(sweep.trials, sides)
     return Comparison(
         sweep=sweep.name,
         why=sweep.why,
@@ -223,7 +226,8 @@ def compare(workdir: Path, name: str | None = None, base: str | None = None, rou
         chosen_on=tuple(dict.fromkeys(run.result["chosen_on"] for run in finished)),
         test_sets=tuple(_test_set(key, [chosen, *sweep.trials]) for key in sets),
         trials=tuple(
-            _scores(trial, labels[trial.name], base_of.get(trial.name), sweep.metric, sets) for trial in sweep.trials
+            _scores(trial, sides.name_of[trial.name], others[trial.name], base_of.get(trial.name), sweep.metric, sets)
+            for trial in sweep.trials
         ),
         contrasts=tuple(contrasts),
         not_compared=tuple(not_compared),
@@ -241,52 +245,65 @@ def train_set_of(trial: PlannedTrial) -> str | None:
     return None if value is None else Path(str(value)).stem.removeprefix("train_")
 
 
-def _opponents(trials: Sequence[PlannedTrial], base: str | None) -> tuple[PlannedTrial, dict[str, str]]:
-    """Return the base of the sweep, and by name of each trial that is compared the name of its base."""
-    side_of, rest_of = _sides(trials, base)
-    if base is None:
-        by_default = [trial for trial in trials if train_set_of(trial) == DEFAULT_BASE] or trials
-        candidates = [trial for trial in by_default if trial.runs] or [trial for trial in trials if trial.runs]
-    else:
-        candidates = _named(trials, base)
-        if not any(trial.runs for trial in candidates):
-            raise InputError(f"--base {base}: {candidates[0].name} has no finished run")
-        candidates = [trial for trial in candidates if trial.runs]
-    chosen = candidates[0]
-    of_base = {rest_of(trial): trial for trial in trials if side_of(trial) == side_of(chosen)}
-    of_base[rest_of(chosen)] = chosen
-    base_of = {}
-    for trial in trials:
-        if side_of(trial) != side_of(chosen):
-            base_of[trial.name] = of_base.get(rest_of(trial), chosen).name
-    for trial in trials:  # of the base's side, but nobody is compared with it
-        if trial.name not in base_of and trial is not chosen and trial.name not in base_of.values():
-            base_of[trial.name] = chosen.name
-    return chosen, base_of
+@dataclass(frozen=True)
+class _Sides:
+    """What is held against what.
+
+    Args:
+        name_of: The side of each trial: its train set, its arm, or itself.
+        keys: The settings that make a side.
+    """
+
+    name_of: Mapping[str, str]
+    keys: frozenset[str]
+
+    def rest(self, trial: PlannedTrial) -> str:
+        """Return the other settings of a trial."""
+        return _text({key: value for key, value in trial.settings.items() if key not in self.keys})
 
 
-def _sides(
-    trials: Sequence[PlannedTrial], base: str | None
-) -> tuple[Callable[[PlannedTrial], object], Callable[[PlannedTrial], str]]:
-    """Return what tells a trial's side in the comparison, and what tells its other settings."""
+def _sides(trials: Sequence[PlannedTrial], base: str | None) -> _Sides:
+    """Return the sides: train sets where they differ, else arms, else each trial is a side of its own."""
     arms = {trial.arm for trial in trials}
     arm_keys = _arm_keys(trials)
     is_set_of_arm = any(key in arm_keys for key in _TRAIN_SETS)
-    if len({train_set_of(trial) for trial in trials}) > 1 and (base not in arms or is_set_of_arm):
-        return train_set_of, lambda trial: _without(trial.settings, _TRAIN_SETS)
+    train_sets = {trial.name: str(train_set_of(trial)) for trial in trials}
+    if len(set(train_sets.values())) > 1 and (base not in arms or is_set_of_arm):
+        return _Sides(train_sets, frozenset(_TRAIN_SETS))
     if len(arms) > 1:
-        return lambda trial: trial.arm, lambda trial: _without(trial.settings, arm_keys)
-    return lambda trial: trial.name, lambda _trial: ""
+        return _Sides({trial.name: str(trial.arm) for trial in trials}, arm_keys)
+    return _Sides({trial.name: trial.name for trial in trials}, frozenset())
 
 
-def _arm_keys(trials: Sequence[PlannedTrial]) -> set[str]:
+def _opponents(trials: Sequence[PlannedTrial], sides: _Sides, base: str | None) -> tuple[PlannedTrial, dict[str, str]]:
+    """Return the base of the sweep, and by name of each trial that is compared the name of its base."""
+    if base is None:
+        named = [trial for trial in trials if train_set_of(trial) == DEFAULT_BASE and trial.runs] or trials
+    else:
+        named = _named(trials, base)
+    chosen = next((trial for trial in named if trial.runs), None)
+    if chosen is None:
+        raise InputError(f"--base {base}: no run of {named[0].name} is finished")
+    side = sides.name_of[chosen.name]
+    of_base = {sides.rest(trial): trial.name for trial in trials if sides.name_of[trial.name] == side}
+    of_base[sides.rest(chosen)] = chosen.name
+    base_of = {
+        trial.name: of_base.get(sides.rest(trial), chosen.name) for trial in trials if sides.name_of[trial.name] != side
+    }
+    # What is of the base's side without being anyone's base is compared with it too.
+    bases = {chosen.name, *base_of.values()}
+    idle = [trial.name for trial in trials if trial.name not in base_of and trial.name not in bases]
+    return chosen, base_of | dict.fromkeys(idle, chosen.name)
+
+
+def _arm_keys(trials: Sequence[PlannedTrial]) -> frozenset[str]:
     """Return the keys that the arms give a value, as far as it shows: within each arm they do not vary."""
     values: dict[tuple[str | None, str], set[str]] = {}
     for trial in trials:
         for key, value in trial.settings.items():
             values.setdefault((trial.arm, key), set()).add(_text(value))
     varying = {key for (_, key), found in values.items() if len(found) > 1}
-    return {key for _, key in values} - varying
+    return frozenset(key for _, key in values) - varying
 
 
 def _named(trials: Sequence[PlannedTrial], base: str) -> list[PlannedTrial]:
@@ -306,48 +323,28 @@ def _named(trials: Sequence[PlannedTrial], base: str) -> list[PlannedTrial]:
     raise InputError(f"--base {base}: {what} ({'; '.join(there)})")
 
 
-def _without(settings: Mapping[str, Any], keys: Sequence[str] | set[str]) -> str:
-    return _text({key: value for key, value in settings.items() if key not in keys})
-
-
 def _text(value: object) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _labels(trials: Sequence[PlannedTrial]) -> dict[str, str]:
-    """Return for each trial in short what it differs in from the others."""
-    keys = list(dict.fromkeys(key for trial in trials for key in trial.settings))
+def _others(trials: Sequence[PlannedTrial], sides: _Sides) -> dict[str, dict[str, Any]]:
+    """Return for each trial its settings that vary among the trials, but for those of its side."""
+    keys = list(dict.fromkeys(key for trial in trials for key in trial.settings if key not in sides.keys))
     varying = [key for key in keys if len({_text(trial.settings.get(key)) for trial in trials}) > 1]
-    has_arms = len({trial.arm for trial in trials}) > 1
-    arm_keys = _arm_keys(trials) if has_arms else set()
-    labels = {}
-    for trial in trials:
-        said = [trial.arm] if has_arms and trial.arm else []
-        said += [
-            short_setting(key, trial.settings[key])
-            for key in varying
-            if key not in arm_keys and trial.settings.get(key) is not None
-        ]
-        labels[trial.name] = ", ".join(said) or trial.arm or trial.name
-    return labels if len(set(labels.values())) == len(labels) else {trial.name: trial.name for trial in trials}
-
-
-def short_setting(key: str, value: object) -> str:
-    """Return a setting as part of a name: what says what it is by itself stands alone."""
-    if isinstance(value, str):
-        value = value.rstrip("/").rsplit("/", 1)[-1]
-    if key in (*_TRAIN_SETS, "train.model", "train.encoder", "train.vectors"):
-        return str(value)
-    if key == "train.freeze":
-        return "frozen" if value else "fine-tuned"
-    number = f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else _text(value)
-    return f"{key.removeprefix('train.')} {number}"
+    return {trial.name: {key: trial.settings[key] for key in varying if key in trial.settings} for trial in trials}
 
 
 # --- Scores of a trial
 
 
-def _scores(trial: PlannedTrial, label: str, base: str | None, metric: str, sets: Sequence[str]) -> TrialScores:
+def _scores(
+    trial: PlannedTrial,
+    side: str,
+    others: Mapping[str, Any],
+    base: str | None,
+    metric: str,
+    sets: Sequence[str],
+) -> TrialScores:
     first = trial.first.result if trial.first else {}
     names = {key: _measures(trial, key) for key in sets}
     scores = {
@@ -356,7 +353,8 @@ def _scores(trial: PlannedTrial, label: str, base: str | None, metric: str, sets
     }
     return TrialScores(
         name=trial.name,
-        label=label,
+        side=side,
+        others=dict(others),
         arm=trial.arm,
         settings=dict(trial.settings),
         train_set=train_set_of(trial),
