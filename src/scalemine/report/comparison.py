@@ -46,13 +46,15 @@ _MEASURES: Final = {
     "macro_f1": "macro F1",
     "macro_auc": "macro AUC",
     "macro_ap": "macro AP",
-    FALSE_ALARMS: "false alarms per 1,000",
+    FALSE_ALARMS: "alarms per 1,000",
 }
 _OF_MODEL: Final = ("train.model", "train.encoder", "train.vectors", "train.freeze")
 _BARE: Final = ("train.train_set", "train.train_uri", *_OF_MODEL[:3])
 _MOST_SERIES: Final = 7  # as there are colours
+_MANY_TRIALS: Final = 6  # of more, a terminal shows F1 alone
 _MOST_SIDE: Final = 12  # rows or columns of a matrix
 _LINE_CHARS: Final = 400
+_FOLDED_CHARS: Final = 24  # of a name in the terminal
 _FIELDS: Final = (
     ("trial", "arm", "settings", "test_set", "measure", "mean", "sd", "n", "over", "base", "base_mean_of_pairs")
     + ("mean_of_pairs", "effect", "low", "high", "p", "holm_p", "fold_test_p", "fold_test_low", "fold_test_high")
@@ -74,13 +76,17 @@ class Drawing:
 
 def title(comparison: Json) -> str:
     """Return what is compared with what, how often it was trained, and on how much it is tested."""
+    bases = {trial["base"] for trial in comparison["trials"] if trial["base"]}
+    compared = sum(trial["base"] is not None for trial in comparison["trials"])
     base = labels(comparison)[comparison["base"]]
-    others = len(comparison["trials"]) - 1
+    if len(bases) > 1:
+        side = next(trial["side"] for trial in comparison["trials"] if trial["name"] == comparison["base"])
+        base = f"{plain_name(side)} with the same other settings"
     folds = comparison["folds"]
     trained = [counted(folds, "fold", "folds")] if folds else []
     trained.append(counted(len(comparison["seeds"]), "seed", "seeds"))
     sets = counted(len(comparison["test_sets"]), "test set", "test sets")
-    against = f"{counted(others, 'trial', 'trials')} against {base}" if others else base
+    against = f"{counted(compared, 'trial', 'trials')} against {base}" if compared else base
     return f"{plain_name(comparison['sweep'])}: {against}; {' × '.join(trained)}, {sets}"
 
 
@@ -168,13 +174,22 @@ def _value(value: Any) -> str:  # noqa: ANN401  JSON
 
 
 def tables(comparison: Json) -> list[Table]:
-    """Return all tables of a comparison; each only where the sweep has what it shows."""
+    """Return all tables of a comparison."""
+    return overview_tables(comparison) + list(contrast_tables(comparison).values())
+
+
+def overview_tables(comparison: Json) -> list[Table]:
+    """Return what is to be seen first; each table only where the sweep has what it shows."""
     main = main_set(comparison)
     found = [trials_table(comparison), sets_table(comparison), measures_table(comparison, main)]
     found += [gains_table(comparison), models_table(comparison, main), alarms_table(comparison)]
-    found += matrix_tables(comparison)
-    found += [contrasts_table(comparison, one["name"]) for one in comparison["test_sets"]]
-    return [table for table in found if table is not None and table.rows]
+    return [table for table in (*found, *matrix_tables(comparison)) if table is not None and table.rows]
+
+
+def contrast_tables(comparison: Json) -> dict[str, Table]:
+    """Return by test set the differences by all measures."""
+    found = {one["name"]: contrasts_table(comparison, one["name"]) for one in comparison["test_sets"]}
+    return {key: table for key, table in found.items() if table is not None}
 
 
 def main_set(comparison: Json) -> str:
@@ -257,7 +272,7 @@ def gains_table(comparison: Json) -> Table | None:
     one_base = len(set(pairs.values())) == 1
     rows = tuple(
         (
-            Cell(names[trial] if one_base else f"{names[trial]} against {names[base]}"),
+            Cell(names[trial] if one_base else _against(comparison, trial, base)),
             *(Cell(_gain(found.get((trial, key)))) for key in sets),
         )
         for trial, base in pairs.items()
@@ -368,47 +383,59 @@ def matrix_tables(comparison: Json) -> list[Table]:
     return found
 
 
-def contrasts_table(comparison: Json, test_set: str) -> Table | None:
-    """Return each trial against its base on one test set, measure by measure, with intervals, p-values and verdict."""
+def contrasts_table(comparison: Json, test_set: str, measures: Sequence[str] | None = None) -> Table | None:
+    """Return each trial against its base on one test set, with intervals, p-values and verdict.
+
+    Args:
+        comparison: The comparison.
+        test_set: The test set.
+        measures: Only these; None: all.
+    """
     names = labels(comparison)
     found = [one for one in comparison["contrasts"] if one["test_set"] == test_set]
+    found = [one for one in found if measures is None or one["measure"] in measures]
     columns = (
         Column("Trial", "trial", numeric=False),
         Column("Measure", "measure", numeric=False),
+        Column("Verdict", "verdict", numeric=False),
         Column("Base", "base"),
         Column("Trial's", "trial's"),
-        Column("Difference", "diff."),
-        Column("95 %", "95 %"),
+        Column("Difference (95 %)", "difference"),
         Column("p (Holm)", "p"),
-        Column("p (fold test)", "p folds"),
-        Column("Verdict", "verdict", numeric=False),
+        Column("p (fold test)", "p of folds"),
     )
+    if not found:
+        return None
     one_base = len({one["base"] for one in found}) == 1
     rows = []
     for one in found:
         difference, times = one["difference"], _times(one["measure"])
-        folds = one["folds"] or {}
         cells = (
-            names[one["trial"]] if one_base else f"{names[one['trial']]} against {names[one['base']]}",
+            names[one["trial"]] if one_base else _against(comparison, one["trial"], one["base"]),
             _name(one["measure"]),
+            re.sub(r"( by \S+)? \(.*\)$", "", one["verdict"]),  # its numbers have columns of their own
             decimal(times * difference["base"], 1),
             decimal(times * difference["other"], 1),
-            _signed(times * difference["effect"]),
-            _between(times * difference["low"], times * difference["high"]),
+            _gain(one),
             _p(one["holm_p"]),
-            _p(folds.get("p")),
-            one["verdict"],
+            _p((one["folds"] or {}).get("p")),
         )
         rows.append(tuple(map(Cell, cells)))
     against = f" against {names[found[0]['base']]}" if one_base else " against their bases"
-    pairs = {one["difference"]["num_runs"] for one in found}
-    each = (
-        f"{min(pairs)} to {max(pairs)} pairs of runs"
-        if len(pairs) > 1
-        else "".join(f"{n} pairs of runs" for n in pairs)
+    fewest, most = (end(one["difference"]["num_runs"] for one in found) for end in (min, max))
+    pairs = f"{f'{fewest} to ' if fewest < most else ''}{counted(most, 'pair', 'pairs')} of runs"
+    caption = (
+        f"{plain_name(test_set)} ({_tweets(comparison, test_set)}): trials{against}, {pairs}; * p < {LEVEL:g} (Holm)"
     )
-    caption = f"{plain_name(test_set)} ({_tweets(comparison, test_set)}): trials{against}, {each}"
     return Table(caption, columns, tuple(rows))
+
+
+def _against(comparison: Json, trial: str, base: str) -> str:
+    """Return which two are compared; of a base with the same other settings these are not said again."""
+    names = labels(comparison)
+    ours, theirs = (next(one for one in comparison["trials"] if one["name"] == name) for name in (trial, base))
+    alike = ours["others"] == theirs["others"] and theirs["side"] != base
+    return f"{names[trial]} against {plain_name(theirs['side']) if alike else names[base]}"
 
 
 def _of_set(key: str) -> Column:
@@ -460,7 +487,8 @@ def _name(measure: str) -> str:
 
 
 def _heading(measure: str) -> str:
-    return {"precision": "P (precision)", "recall": "R (recall)"}.get(measure, _MEASURES[measure])
+    known = {"precision": "P (precision)", "recall": "R (recall)", FALSE_ALARMS: "False alarms per 1,000 negatives"}
+    return known.get(measure, _MEASURES[measure])
 
 
 def _tweets(comparison: Json, test_set: str) -> str:
@@ -562,39 +590,39 @@ def drawings(comparison: Json, key: str = "c") -> list[Drawing]:
 
 
 def print_comparison(console: Console, comparison: Json) -> None:
-    """Print a comparison: all tables but the differences on other test sets than the main one, and the notes."""
+    """Print a comparison: what fits a terminal; differences by all measures on all test sets are in the files."""
     console.print(Text(title(comparison), style="bold"))
     if comparison["why"]:
         console.print(Text(plain_line(comparison["why"], _LINE_CHARS)))
     main = main_set(comparison)
-    spared = [contrasts_table(comparison, one["name"]) for one in comparison["test_sets"] if one["name"] != main]
-    for table in tables(comparison):
-        if table not in spared:
-            for part in _parts(table, console.width):
-                print_table(console, part)
+    many = sum(trial["base"] is not None for trial in comparison["trials"]) > _MANY_TRIALS
+    detail = contrasts_table(comparison, main, ["f1"] if many else None)
+    for table in [*overview_tables(comparison), *([] if detail is None else [detail])]:
+        for part in _parts(table, console.width):
+            print_table(console, part)
     console.print()
     for note in notes(comparison):
         console.print(Text(note))
 
 
 def _parts(table: Table, width: int) -> Iterator[Table]:
-    """Yield a table, or parts of it that fit the width, each with the first column; names and verdicts may fold."""
+    """Yield a table, or parts of it that fit the width, each with the columns that name its rows."""
     texts = [[column.short, *(row[index].text for row in table.rows)] for index, column in enumerate(table.columns)]
     widths = [
-        2 + (max(map(len, of_column)) if column.numeric else min(max(map(len, of_column)), 24))
+        2 + (max(map(len, of_column)) if column.numeric else min(max(map(len, of_column)), _FOLDED_CHARS))
         for column, of_column in zip(table.columns, texts, strict=True)
     ]
+    naming = list(itertools.takewhile(lambda index: not table.columns[index].numeric, range(len(table.columns))))
     chosen: list[int] = []
-    for index in range(1, len(table.columns)):
-        if chosen and widths[0] + sum(widths[one] for one in chosen) + widths[index] > width:
-            yield _part(table, chosen)
+    for index in range(len(naming), len(table.columns)):
+        if chosen and sum(widths[one] for one in (*naming, *chosen, index)) > width:
+            yield _part(table, [*naming, *chosen])
             chosen = []
         chosen.append(index)
-    yield _part(table, chosen)
+    yield _part(table, [*naming, *chosen])
 
 
-def _part(table: Table, chosen: Sequence[int]) -> Table:
-    kept = (0, *chosen)
+def _part(table: Table, kept: Sequence[int]) -> Table:
     columns, rows = tuple(table.columns[one] for one in kept), (tuple(row[one] for one in kept) for row in table.rows)
     return Table(table.caption, columns, tuple(rows))
 

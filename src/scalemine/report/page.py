@@ -152,7 +152,9 @@ def _compared(comparison: Json, key: str) -> dict[str, Json]:
     return {
         "title": comparisons.title(comparison),
         "why": tables.plain_line(comparison["why"], _MAX_TWEET_CHARS),
-        "tables": comparisons.tables(comparison),
+        "tables": comparisons.overview_tables(comparison),
+        "details": comparisons.contrast_tables(comparison),
+        "main": comparisons.main_set(comparison),
         "drawings": [
             {"svg": Markup(one.svg), "caption": one.caption}  # noqa: S704  drawn here; every text in it is escaped
             for one in comparisons.drawings(comparison, key)
