@@ -268,7 +268,7 @@ def _sides(trials: Sequence[PlannedTrial], base: str | None) -> _Sides:
     arm_keys = _arm_keys(trials)
     is_set_of_arm = any(key in arm_keys for key in _TRAIN_SETS)
     train_sets = {trial.name: str(train_set_of(trial)) for trial in trials}
-    if len(set(train_sets.values())) > 1 and (base not in arms or is_set_of_arm):
+    if len(set(train_sets.values())) > 1 and (base is None or base not in arms or is_set_of_arm):
         return _Sides(train_sets, frozenset(_TRAIN_SETS))
     if len(arms) > 1:
         return _Sides({trial.name: str(trial.arm) for trial in trials}, arm_keys)
