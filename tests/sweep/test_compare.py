@@ -249,6 +249,14 @@ def test_hyper_parameters_alone_are_compared_with_the_first_that_is_finished(tmp
     assert opponents(tmp_path, settings, unfinished=("a",)) == ("b", {"a": "b", "c": "b"})
 
 
+def test_what_is_not_finished_is_trained_on_what_the_others_are(tmp_path):
+    settings = {"a": {"train.lr": 1}, "b": {"train.lr": 2}, "c": {"train.lr": 2, "train.train_set": "2s"}}
+    base, found = opponents(tmp_path, settings, unfinished=("b",))
+    assert (base, found) == ("a", {"c": "b"})
+    del settings["c"]
+    assert opponents(tmp_path / "alone", settings, unfinished=("b",)) == ("a", {"b": "a"})
+
+
 @pytest.mark.parametrize("base", ["2s", "lstm_2s", "stm_2"])
 def test_a_base_that_is_named(tmp_path, base):
     found = opponents(tmp_path, SETS, base)

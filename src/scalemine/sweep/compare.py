@@ -226,7 +226,7 @@ def compare(workdir: Path, name: str | None = None, base: str | None = None, rou
         chosen_on=tuple(dict.fromkeys(run.result["chosen_on"] for run in finished)),
         test_sets=tuple(_test_set(key, [chosen, *sweep.trials]) for key in sets),
         trials=tuple(
-            _scores(trial, sides.name_of[trial.name], others[trial.name], base_of.get(trial.name), sweep.metric, sets)
+            _scores(trial, sides, others[trial.name], base_of.get(trial.name), sweep.metric, sets)
             for trial in sweep.trials
         ),
         contrasts=tuple(contrasts),
@@ -237,12 +237,21 @@ def compare(workdir: Path, name: str | None = None, base: str | None = None, rou
 # --- Who is compared with whom
 
 
-def train_set_of(trial: PlannedTrial) -> str | None:
-    """Return what a trial is trained on: the name of a set or a file; None where neither plan nor result says it."""
-    value = next((trial.settings[key] for key in reversed(_TRAIN_SETS) if trial.settings.get(key)), None)
-    if value is None and trial.first is not None:
-        value = trial.first.result["train_set"]
-    return None if value is None else Path(str(value)).stem.removeprefix("train_")
+def _train_sets(trials: Sequence[PlannedTrial]) -> dict[str, str | None]:
+    """Return by trial what it is trained on, the name of a set or a file; None where neither plan nor result says it.
+
+    Trials that do not say it themselves have it from the sweep's configuration: all the same.
+    """
+    said = {
+        trial.name: next((trial.settings[key] for key in reversed(_TRAIN_SETS) if trial.settings.get(key)), None)
+        for trial in trials
+    }
+    runs = [trial.first for trial in trials if said[trial.name] is None and trial.first is not None]
+    common = runs[0].result["train_set"] if runs else None
+    named = {name: common if value is None else value for name, value in said.items()}
+    return {
+        name: None if value is None else Path(str(value)).stem.removeprefix("train_") for name, value in named.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -250,10 +259,12 @@ class _Sides:
     """What is held against what.
 
     Args:
+        train_sets: What each trial is trained on.
         name_of: The side of each trial: its train set, its arm, or itself.
         keys: The settings that make a side.
     """
 
+    train_sets: Mapping[str, str | None]
     name_of: Mapping[str, str]
     keys: frozenset[str]
 
@@ -267,20 +278,20 @@ def _sides(trials: Sequence[PlannedTrial], base: str | None) -> _Sides:
     arms = {trial.arm for trial in trials}
     arm_keys = _arm_keys(trials)
     is_set_of_arm = any(key in arm_keys for key in _TRAIN_SETS)
-    train_sets = {trial.name: str(train_set_of(trial)) for trial in trials}
+    train_sets = _train_sets(trials)
     if len(set(train_sets.values())) > 1 and (base is None or base not in arms or is_set_of_arm):
-        return _Sides(train_sets, frozenset(_TRAIN_SETS))
+        return _Sides(train_sets, {name: str(value) for name, value in train_sets.items()}, frozenset(_TRAIN_SETS))
     if len(arms) > 1:
-        return _Sides({trial.name: str(trial.arm) for trial in trials}, arm_keys)
-    return _Sides({trial.name: trial.name for trial in trials}, frozenset())
+        return _Sides(train_sets, {trial.name: str(trial.arm) for trial in trials}, arm_keys)
+    return _Sides(train_sets, {trial.name: trial.name for trial in trials}, frozenset())
 
 
 def _opponents(trials: Sequence[PlannedTrial], sides: _Sides, base: str | None) -> tuple[PlannedTrial, dict[str, str]]:
     """Return the base of the sweep, and by name of each trial that is compared the name of its base."""
     if base is None:
-        named = [trial for trial in trials if train_set_of(trial) == DEFAULT_BASE and trial.runs] or trials
+        named = [trial for trial in trials if sides.train_sets[trial.name] == DEFAULT_BASE and trial.runs] or trials
     else:
-        named = _named(trials, base)
+        named = _named(trials, sides, base)
     chosen = next((trial for trial in named if trial.runs), None)
     if chosen is None:
         raise InputError(f"--base {base}: no run of {named[0].name} is finished")
@@ -306,9 +317,13 @@ def _arm_keys(trials: Sequence[PlannedTrial]) -> frozenset[str]:
     return frozenset(key for _, key in values) - varying
 
 
-def _named(trials: Sequence[PlannedTrial], base: str) -> list[PlannedTrial]:
+def _named(trials: Sequence[PlannedTrial], sides: _Sides, base: str) -> list[PlannedTrial]:
     """Return the trials of a name: one, or all of an arm or a train set."""
-    names: tuple[Callable[[PlannedTrial], str | None], ...] = (lambda one: one.name, lambda one: one.arm, train_set_of)
+    names: tuple[Callable[[PlannedTrial], str | None], ...] = (
+        lambda one: one.name,
+        lambda one: one.arm,
+        lambda one: sides.train_sets[one.name],
+    )
     for name_of in names:
         if found := [trial for trial in trials if name_of(trial) == base]:
             return found
@@ -339,7 +354,7 @@ def _others(trials: Sequence[PlannedTrial], sides: _Sides) -> dict[str, dict[str
 
 def _scores(
     trial: PlannedTrial,
-    side: str,
+    sides: _Sides,
     others: Mapping[str, Any],
     base: str | None,
     metric: str,
@@ -353,11 +368,11 @@ def _scores(
     }
     return TrialScores(
         name=trial.name,
-        side=side,
+        side=sides.name_of[trial.name],
         others=dict(others),
         arm=trial.arm,
         settings=dict(trial.settings),
-        train_set=train_set_of(trial),
+        train_set=sides.train_sets[trial.name],
         model=first.get("model"),
         words=first.get("words"),
         stopped=trial.stopped,
