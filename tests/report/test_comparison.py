@@ -90,7 +90,7 @@ def test_title_and_notes_say_what_is_compared(arms, grid):
     said = " ".join(notes(arms))
     assert "holds the trained models fixed; the fold test (corrected resampled t-test) does not" in said
     assert "95 %" in said
-    assert "Not compared on held_out with random: no, 2s (tested on other tweets: 20 of 40" in said
+    assert "Not compared on held_out with random: no; 2s (tested on other tweets: 20 of 40" in said
 
 
 def test_labels_say_what_differs(arms, grid):

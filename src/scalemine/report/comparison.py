@@ -51,7 +51,7 @@ _MEASURES: Final = {
 _OF_MODEL: Final = ("train.model", "train.encoder", "train.vectors", "train.freeze")
 _BARE: Final = ("train.train_set", "train.train_uri", *_OF_MODEL[:3])
 _MOST_SERIES: Final = 7  # as there are colours
-_MANY_TRIALS: Final = 6  # of more, a terminal shows F1 alone
+_MANY_TRIALS: Final = 6  # of more, a terminal shows F1 alone, and they are counted instead of named
 _MOST_SIDE: Final = 12  # rows or columns of a matrix
 _LINE_CHARS: Final = 400
 _FOLDED_CHARS: Final = 24  # of a name in the terminal
@@ -137,12 +137,14 @@ def _missing(comparison: Json) -> Iterator[str]:
     }
     for (trial, base), (number, of) in pairs.items():
         yield f"{names[trial]} is compared with {names[base]} by {number} of {of} pairs of runs."
-    for why, alike in _grouped(comparison["not_compared"], lambda one: (one["test_set"] or "", one["base"])).items():
-        test_set, base = why
-        trials = ", ".join(names[one["trial"]] for one in alike)
+    for test_set, alike in _grouped(comparison["not_compared"], lambda one: one["test_set"]).items():
+        bases = {names[one["base"]] for one in alike}
+        trials = "; ".join(names[one["trial"]] for one in alike)
+        if len(alike) > _MANY_TRIALS:
+            trials = counted(len(alike), "trial", "trials")
         on = f" on {plain_name(test_set)}" if test_set else ""
         reasons = "; ".join(dict.fromkeys(plain_line(one["why"], _LINE_CHARS) for one in alike))
-        yield f"Not compared{on} with {names[base]}: {trials} ({reasons})."
+        yield f"Not compared{on} with {bases.pop() if len(bases) == 1 else 'their bases'}: {trials} ({reasons})."
 
 
 def _runs(trial: Json) -> str:
@@ -336,7 +338,10 @@ def alarms_table(comparison: Json) -> Table | None:
     columns = (
         Column("Trial", "trial", numeric=False),
         *(
-            Column(f"{plain_name(kind)} ({whole(number)} of {plain_name(key)})", plain_name(kind))
+            Column(
+                f"{plain_name(kind)} ({whole(number)}{f' of {plain_name(key)}' if kind != key else ''})",
+                plain_name(kind),
+            )
             for kind, (number, key, _) in places.items()
         ),
     )
@@ -758,6 +763,7 @@ def _latex(comparison: Json) -> str:
             r"\bottomrule",
             r"\end{tabular}",
             r"\end{table}",
+            r"\clearpage",  # LaTeX holds only so many tables that are not set yet
         ]
     parts += ["", *(f"\\noindent {escape_latex(note)}\n" for note in notes(comparison)), r"\end{document}"]
     return "\n".join(parts) + "\n"
