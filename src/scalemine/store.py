@@ -283,6 +283,11 @@ class Workdir:
         return self.root / "rounds"
 
     @property
+    def sweeps(self) -> Path:
+        """Folder of the sweeps, one folder each."""
+        return self.root / "sweeps"
+
+    @property
     def features(self) -> Path:
         """Folder of the cached vectors of words, by encoder."""
         return self.root / "features"
