@@ -109,9 +109,8 @@ def planned(name: str, runs: list[tuple[int | None, int, str]], settings: dict[s
 def write_plan(workdir: Path, trials: list[dict], name: str = "exp", **facts: Any) -> None:
     seeds = sorted({run["seed"] for trial in trials for run in trial["runs"]})
     plan = {"name": name, "why": "", "metric": "test_random.f1", "mode": "max", "search": "grid", "scheduler": "none"}
-    write_json(
-        Workdir(workdir).sweeps / name / "plan.json", plan | {"folds": 0, "seeds": seeds, "trials": trials} | facts
-    )
+    plan |= {"folds": 0, "seeds": seeds, "concurrency": 1, "num_trials": len(trials), "trials": trials}
+    write_json(Workdir(workdir).sweeps / name / "plan.json", plan | facts)
 
 
 def write_arms(

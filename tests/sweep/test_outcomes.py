@@ -7,36 +7,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalemine.config import InputError
 from scalemine.store import Workdir
-from scalemine.sweep.outcomes import find_sweep, read_outcome, read_sweep
+from scalemine.sweep.outcomes import read_outcome, read_sweep
 from scalemine.training.tagging.labels import spans_of_tags
 from scalemine.training.tagging.scoring import write_predictions
 from sweep.sweeps import first, planned, tweets, write_classifier_run, write_plan, write_tagger_run
 
 
 def only_run(workdir):
-    (trial,) = read_sweep(Workdir(workdir), "exp").trials
+    (trial,) = read_sweep(Workdir(workdir), Workdir(workdir).sweeps / "exp").trials
     return trial.runs[None, 1]
 
 
-# --- Plans
-
-
-def test_the_only_sweep_is_found_and_of_several_one_is_named(tmp_path):
-    write_plan(tmp_path, [], "exp", seeds=[1])
-    assert find_sweep(Workdir(tmp_path)) == "exp"
-    write_plan(tmp_path, [], "more", seeds=[1])
-    assert find_sweep(Workdir(tmp_path), "more") == "more"
-    with pytest.raises(InputError, match="several sweeps here; name one with --sweep .there are: exp, more"):
-        find_sweep(Workdir(tmp_path))
-    with pytest.raises(InputError, match="no sweep 'less' here .there are: exp, more"):
-        find_sweep(Workdir(tmp_path), "less")
-
-
-def test_no_sweep(tmp_path):
-    with pytest.raises(InputError, match="no sweep here; scalemine sweep"):
-        find_sweep(Workdir(tmp_path))
+# --- Trials
 
 
 def test_only_finished_runs_count_and_a_stopped_trial_has_as_many_planned_as_the_others(tmp_path):
@@ -48,9 +31,9 @@ def test_only_finished_runs_count_and_a_stopped_trial_has_as_many_planned_as_the
         planned("b", [(0, 1, "b0")], {"train.lr": 2.0}, stopped=1),
     ]
     write_plan(tmp_path, trials, folds=3)
-    found = read_sweep(Workdir(tmp_path), "exp")
+    found = read_sweep(Workdir(tmp_path), Workdir(tmp_path).sweeps / "exp")
     assert [list(trial.runs) for trial in found.trials] == [[(0, 1), (1, 1)], [(0, 1)]]
-    assert [(trial.num_planned, trial.stopped) for trial in found.trials] == [(3, None), (3, 1)]
+    assert [(trial.num_planned, trial.trial.stopped) for trial in found.trials] == [(3, None), (3, 1)]
     assert found.trials[0].runs[1, 1].folder == Workdir(tmp_path).runs / "a1"
 
 

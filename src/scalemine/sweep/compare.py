@@ -20,12 +20,12 @@ from scalemine.sweep.outcomes import (
     FinishedRun,
     Outcome,
     Pair,
-    PlannedSweep,
-    PlannedTrial,
-    find_sweep,
+    SweepRuns,
+    TrialRuns,
     read_outcome,
     read_sweep,
 )
+from scalemine.sweep.plan import find_sweep
 from scalemine.training.comparison import (
     Difference,
     FoldTest,
@@ -207,26 +207,26 @@ def compare(workdir: Path, name: str | None = None, base: str | None = None, rou
     sweep = read_sweep(named, find_sweep(named, name))
     finished = [run for trial in sweep.trials for run in trial.runs.values()]
     if not finished:
-        raise InputError(f"{workdir}: no run of sweep {sweep.name} is finished; scalemine sweep goes on with it")
+        raise InputError(f"{workdir}: no run of sweep {sweep.plan.name} is finished; scalemine sweep goes on with it")
     sides = _sides(sweep.trials, base)
     chosen, base_of = _opponents(sweep.trials, sides, base)
     sets = [key for key in dict.fromkeys(key for run in finished for key in run.result["metrics"]) if key != DEV]
     contrasts, not_compared = _compare_all(sweep, base_of, sets, rounds)
     others = _others(sweep.trials, sides)
     return Comparison(
-        sweep=sweep.name,
-        why=sweep.why,
-        metric=sweep.metric,
-        mode=sweep.mode,
-        folds=sweep.folds,
-        seeds=sweep.seeds,
+        sweep=sweep.plan.name,
+        why=sweep.plan.why,
+        metric=sweep.plan.metric,
+        mode=sweep.plan.mode,
+        folds=sweep.plan.folds,
+        seeds=sweep.plan.seeds,
         rounds=rounds,
         kind="tagger" if finished[0].is_tagger else "classifier",
         base=chosen.name,
         chosen_on=tuple(dict.fromkeys(run.result["chosen_on"] for run in finished)),
         test_sets=tuple(_test_set(key, [chosen, *sweep.trials]) for key in sets),
         trials=tuple(
-            _scores(trial, sides, others[trial.name], base_of.get(trial.name), sweep.metric, sets)
+            _scores(trial, sides, others[trial.name], base_of.get(trial.name), sweep.plan.metric, sets)
             for trial in sweep.trials
         ),
         contrasts=tuple(contrasts),
@@ -237,7 +237,7 @@ def compare(workdir: Path, name: str | None = None, base: str | None = None, rou
 # --- Who is compared with whom
 
 
-def _train_sets(trials: Sequence[PlannedTrial]) -> dict[str, str | None]:
+def _train_sets(trials: Sequence[TrialRuns]) -> dict[str, str | None]:
     """Return by trial what it is trained on, the name of a set or a file; None where neither plan nor result says it.
 
     Trials that do not say it themselves have it from the sweep's configuration: all the same.
@@ -268,12 +268,12 @@ class _Sides:
     name_of: Mapping[str, str]
     keys: frozenset[str]
 
-    def rest(self, trial: PlannedTrial) -> str:
+    def rest(self, trial: TrialRuns) -> str:
         """Return the other settings of a trial."""
         return _text({key: value for key, value in trial.settings.items() if key not in self.keys})
 
 
-def _sides(trials: Sequence[PlannedTrial], base: str | None) -> _Sides:
+def _sides(trials: Sequence[TrialRuns], base: str | None) -> _Sides:
     """Return the sides: train sets where they differ, else arms, else each trial is a side of its own."""
     arms = {trial.arm for trial in trials}
     arm_keys = _arm_keys(trials)
@@ -286,7 +286,7 @@ def _sides(trials: Sequence[PlannedTrial], base: str | None) -> _Sides:
     return _Sides(train_sets, {trial.name: trial.name for trial in trials}, frozenset())
 
 
-def _opponents(trials: Sequence[PlannedTrial], sides: _Sides, base: str | None) -> tuple[PlannedTrial, dict[str, str]]:
+def _opponents(trials: Sequence[TrialRuns], sides: _Sides, base: str | None) -> tuple[TrialRuns, dict[str, str]]:
     """Return the base of the sweep, and by name of each trial that is compared the name of its base."""
     if base is None:
         named = [trial for trial in trials if sides.train_sets[trial.name] == DEFAULT_BASE and trial.runs] or trials
@@ -307,7 +307,7 @@ def _opponents(trials: Sequence[PlannedTrial], sides: _Sides, base: str | None) 
     return chosen, base_of | dict.fromkeys(idle, chosen.name)
 
 
-def _arm_keys(trials: Sequence[PlannedTrial]) -> frozenset[str]:
+def _arm_keys(trials: Sequence[TrialRuns]) -> frozenset[str]:
     """Return the keys that the arms give a value, as far as it shows: within each arm they do not vary."""
     values: dict[tuple[str | None, str], set[str]] = {}
     for trial in trials:
@@ -317,9 +317,9 @@ def _arm_keys(trials: Sequence[PlannedTrial]) -> frozenset[str]:
     return frozenset(key for _, key in values) - varying
 
 
-def _named(trials: Sequence[PlannedTrial], sides: _Sides, base: str) -> list[PlannedTrial]:
+def _named(trials: Sequence[TrialRuns], sides: _Sides, base: str) -> list[TrialRuns]:
     """Return the trials of a name: one, or all of an arm or a train set."""
-    names: tuple[Callable[[PlannedTrial], str | None], ...] = (
+    names: tuple[Callable[[TrialRuns], str | None], ...] = (
         lambda one: one.name,
         lambda one: one.arm,
         lambda one: sides.train_sets[one.name],
@@ -342,7 +342,7 @@ def _text(value: object) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
-def _others(trials: Sequence[PlannedTrial], sides: _Sides) -> dict[str, dict[str, Any]]:
+def _others(trials: Sequence[TrialRuns], sides: _Sides) -> dict[str, dict[str, Any]]:
     """Return for each trial its settings that vary among the trials, but for those of its side."""
     keys = list(dict.fromkeys(key for trial in trials for key in trial.settings if key not in sides.keys))
     varying = [key for key in keys if len({_text(trial.settings.get(key)) for trial in trials}) > 1]
@@ -353,7 +353,7 @@ def _others(trials: Sequence[PlannedTrial], sides: _Sides) -> dict[str, dict[str
 
 
 def _scores(
-    trial: PlannedTrial,
+    trial: TrialRuns,
     sides: _Sides,
     others: Mapping[str, Any],
     base: str | None,
@@ -375,7 +375,7 @@ def _scores(
         train_set=sides.train_sets[trial.name],
         model=first.get("model"),
         words=first.get("words"),
-        stopped=trial.stopped,
+        stopped=trial.trial.stopped,
         num_runs=len(trial.runs),
         num_planned=trial.num_planned,
         base=base,
@@ -387,7 +387,7 @@ def _scores(
     )
 
 
-def _measures(trial: PlannedTrial, test_set: str) -> list[str]:
+def _measures(trial: TrialRuns, test_set: str) -> list[str]:
     """Return the names of what the runs of a trial are measured by on a test set."""
     run = next((run for run in trial.runs.values() if test_set in run.result["metrics"]), None)
     if run is None:
@@ -420,7 +420,7 @@ def _getter(test_set: str, measure: str) -> Callable[[FinishedRun], float | None
     return value
 
 
-def _summary(trial: PlannedTrial, value: Callable[[FinishedRun], float | None]) -> Summary | None:
+def _summary(trial: TrialRuns, value: Callable[[FinishedRun], float | None]) -> Summary | None:
     values: dict[tuple[Hashable, Hashable], float] = {
         pair: found for pair, run in trial.runs.items() if (found := value(run)) is not None
     }
@@ -440,7 +440,7 @@ def _at(values: Json, path: str) -> float | None:
     return float(values) if is_number else None
 
 
-def _test_set(key: str, trials: Sequence[PlannedTrial]) -> TestSet:
+def _test_set(key: str, trials: Sequence[TrialRuns]) -> TestSet:
     """Return a test set as the first trial has it that was tested on it."""
     runs = next(found for trial in trials if (found := _tested(trial, key)))
     of_folds = list({fold: run for (fold, _), run in runs.items()}.values())
@@ -461,7 +461,7 @@ def _num_tweets(run: FinishedRun, test_set: str) -> int | None:
 
 
 def _compare_all(
-    sweep: PlannedSweep, base_of: Mapping[str, str], sets: Sequence[str], rounds: int
+    sweep: SweepRuns, base_of: Mapping[str, str], sets: Sequence[str], rounds: int
 ) -> tuple[list[Contrast], list[NotCompared]]:
     by_name = {trial.name: trial for trial in sweep.trials}
     found: list[Contrast] = []
@@ -491,11 +491,11 @@ class _NotComparableError(Exception):
 Outcomes = Mapping[tuple[str, Pair], Outcome]
 
 
-def _tested(trial: PlannedTrial, test_set: str) -> dict[Pair, FinishedRun]:
+def _tested(trial: TrialRuns, test_set: str) -> dict[Pair, FinishedRun]:
     return {pair: run for pair, run in trial.runs.items() if test_set in run.result["metrics"]}
 
 
-def _read_outcomes(sweep: PlannedSweep, test_set: str) -> dict[tuple[str, Pair], Outcome]:
+def _read_outcomes(sweep: SweepRuns, test_set: str) -> dict[tuple[str, Pair], Outcome]:
     """Return what each run finds in a test set, by trial and pair; runs whose predictions are gone are left out."""
     outcomes = {}
     for trial in sweep.trials:
@@ -507,9 +507,7 @@ def _read_outcomes(sweep: PlannedSweep, test_set: str) -> dict[tuple[str, Pair],
     return outcomes
 
 
-def _contrasts(
-    base: PlannedTrial, other: PlannedTrial, test_set: str, outcomes: Outcomes, rounds: int
-) -> Iterator[Contrast]:
+def _contrasts(base: TrialRuns, other: TrialRuns, test_set: str, outcomes: Outcomes, rounds: int) -> Iterator[Contrast]:
     """Yield a trial's contrasts on a test set; their p-values are not adjusted yet.
 
     Raises:
@@ -568,7 +566,7 @@ def _check_same_tweets(base: Sequence[Outcome], other: Sequence[Outcome]) -> Non
 
 
 def _by_folds(
-    base: PlannedTrial, other: PlannedTrial, pairs: Sequence[Pair], value: Callable[[FinishedRun], float | None]
+    base: TrialRuns, other: TrialRuns, pairs: Sequence[Pair], value: Callable[[FinishedRun], float | None]
 ) -> FoldTest | None:
     """Return the test over folds of the means over seeds; None without folds."""
     if any(fold is None for fold, _ in pairs):

@@ -16,8 +16,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from scalemine.config import InputError
-from scalemine.store import Json, Workdir, read_json
+from scalemine.store import Json, Workdir
+from scalemine.sweep.plan import Plan, PlannedTrial, read_plan
 from scalemine.training.comparison import Alarms, Counts
 from scalemine.training.multilabel.data import read_predictions
 from scalemine.training.runs import read_result
@@ -47,24 +47,33 @@ class FinishedRun:
 
 
 @dataclass(frozen=True, eq=False)
-class PlannedTrial:
+class TrialRuns:
     """A trial and its runs that are finished.
 
     Args:
-        name: Its name.
-        arm: Its arm; None where the sweep has none.
-        settings: What it lays over the sweep's configuration, by dotted key.
-        stopped: After how many folds it was stopped for being behind; None: it was not.
-        num_planned: Runs of the whole trial.
+        trial: As it was planned.
+        num_planned: Runs of the whole trial, had it not been stopped.
         runs: The finished ones, by fold and seed.
     """
 
-    name: str
-    arm: str | None
-    settings: Mapping[str, Any]
-    stopped: int | None
+    trial: PlannedTrial
     num_planned: int
     runs: Mapping[Pair, FinishedRun]
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.trial.name
+
+    @property
+    def arm(self) -> str | None:
+        """Its arm; None where the sweep has none."""
+        return self.trial.arm
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What it lays over the sweep's configuration, by dotted key."""
+        return self.trial.settings
 
     @property
     def first(self) -> FinishedRun | None:
@@ -73,26 +82,16 @@ class PlannedTrial:
 
 
 @dataclass(frozen=True, eq=False)
-class PlannedSweep:
+class SweepRuns:
     """A sweep as it was planned, and the runs that are finished.
 
     Args:
-        name: Its name.
-        why: What it is for.
-        metric: What it is judged by, a dotted path into a result's metrics.
-        mode: ``max`` or ``min``.
-        folds: Number of folds; 0: there are none.
-        seeds: Each trial is trained with each.
-        trials: In the order of the plan.
+        plan: The plan.
+        trials: In its order.
     """
 
-    name: str
-    why: str
-    metric: str
-    mode: str
-    folds: int
-    seeds: tuple[int, ...]
-    trials: tuple[PlannedTrial, ...]
+    plan: Plan
+    trials: tuple[TrialRuns, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,53 +108,20 @@ class Outcome:
     alarms: Mapping[str, Alarms]
 
 
-def find_sweep(workdir: Workdir, name: str | None = None) -> str:
-    """Return the name of a sweep, or of the only one.
-
-    Raises:
-        InputError: There is no such sweep, or no name where there are several.
-    """
-    names = sorted(path.parent.name for path in workdir.sweeps.glob("*/plan.json"))
-    if not names:
-        raise InputError(f"{workdir.root}: no sweep here; scalemine sweep CONFIG makes one")
-    if name is None and len(names) == 1:
-        return names[0]
-    if name not in names:
-        asked = "several sweeps here; name one with --sweep" if name is None else f"no sweep {name!r} here"
-        raise InputError(f"{workdir.root}: {asked} (there are: {', '.join(names)})")
-    return name
-
-
-def read_sweep(workdir: Workdir, name: str) -> PlannedSweep:
+def read_sweep(workdir: Workdir, folder: Path) -> SweepRuns:
     """Return a sweep with its finished runs."""
-    plan = read_json(workdir.sweeps / name / "plan.json")
-    of_trial = max(int(plan["folds"]), 1) * len(plan["seeds"])
-    return PlannedSweep(
-        name=plan["name"],
-        why=plan.get("why") or "",
-        metric=plan["metric"],
-        mode=plan["mode"],
-        folds=int(plan["folds"]),
-        seeds=tuple(plan["seeds"]),
-        trials=tuple(_read_trial(workdir, entry, of_trial) for entry in plan["trials"]),
-    )
+    plan = read_plan(folder)
+    return SweepRuns(plan, tuple(_read_trial(workdir, trial, plan.runs_per_trial) for trial in plan.trials))
 
 
-def _read_trial(workdir: Workdir, entry: Json, num_planned: int) -> PlannedTrial:
+def _read_trial(workdir: Workdir, trial: PlannedTrial, num_planned: int) -> TrialRuns:
     runs = {}
-    for planned in entry["runs"]:
-        folder = workdir.runs / planned["run"]
+    for planned in trial.runs:
+        folder = workdir.runs / planned.run
         result = read_result(folder)
         if result is not None:
-            runs[planned["fold"], planned["seed"]] = FinishedRun(folder, result)
-    return PlannedTrial(
-        name=entry["name"],
-        arm=entry["arm"],
-        settings=entry["settings"],
-        stopped=entry["stopped"],
-        num_planned=num_planned,  # the plan need not list the runs that a trial was spared
-        runs=runs,
-    )
+            runs[planned.fold, planned.seed] = FinishedRun(folder, result)
+    return TrialRuns(trial, num_planned, runs)
 
 
 def read_outcome(run: FinishedRun, test_set: str) -> Outcome:
