@@ -49,6 +49,7 @@ _MEASURES: Final = {
     FALSE_ALARMS: "alarms per 1,000",
 }
 _OF_MODEL: Final = ("train.model", "train.encoder", "train.vectors", "train.freeze")
+_STARS: Final = f"* p < {LEVEL:g} over tweets, ** over folds too (Holm)"
 _BARE: Final = ("train.train_set", "train.train_uri", *_OF_MODEL[:3])
 _MOST_SERIES: Final = 7  # as there are colours
 _MANY_TRIALS: Final = 6  # of more, a terminal shows F1 alone, and they are counted instead of named
@@ -57,7 +58,8 @@ _LINE_CHARS: Final = 400
 _FOLDED_CHARS: Final = 24  # of a name in the terminal
 _FIELDS: Final = (
     ("trial", "arm", "settings", "test_set", "measure", "mean", "sd", "n", "over", "base", "base_mean_of_pairs")
-    + ("mean_of_pairs", "effect", "low", "high", "p", "holm_p", "fold_test_p", "fold_test_low", "fold_test_high")
+    + ("mean_of_pairs", "effect", "low", "high", "p", "holm_p", "fold_test_p", "fold_test_holm_p", "fold_test_low")
+    + ("fold_test_high",)
     + ("num_tweets", "num_pairs", "verdict")
 )  # fmt: skip
 
@@ -113,8 +115,8 @@ def notes(comparison: Json) -> list[str]:
         f"(corrected resampled t-test) does not: it asks what other training sets would bring, and few folds show only "
         f"large differences.",
         f"Each p is adjusted for all trials of its test set and measure (Holm), the intervals are not. An adjusted p "
-        f"below {LEVEL:g} is taken for evidence (*); else there is no evidence of a difference, which is no proof that "
-        f"there is none.",
+        f"below {LEVEL:g} of the tweets is taken for evidence that these models differ (*), one of the folds too that "
+        f"training sets do (**); else there is no evidence of a difference, which is no proof that there is none.",
     ]
     chosen = " or ".join(plain_name(one) for one in comparison["chosen_on"])
     flatters = any("held-out" in one for one in comparison["chosen_on"])
@@ -281,7 +283,7 @@ def gains_table(comparison: Json) -> Table | None:
     )
     base = f" less that of {names[next(iter(pairs.values()))]}" if one_base and pairs else " less that of the base"
     caption = f"F1{base}, in percent points, with its 95 % interval{_over(comparison, spread=False)}"
-    return Table(f"{caption}; * p < {LEVEL:g} (Holm)", (Column("Trial", "trial", False), *map(_of_set, sets)), rows)
+    return Table(f"{caption}; {_STARS}", (Column("Trial", "trial", False), *map(_of_set, sets)), rows)
 
 
 def models_table(comparison: Json, test_set: str) -> Table | None:
@@ -319,7 +321,7 @@ def models_table(comparison: Json, test_set: str) -> Table | None:
         columns, rows = [*columns[:2], *columns[3:]], [(*row[:2], *row[3:]) for row in rows]
     caption = (
         f"F1 on {plain_name(test_set)} ({_tweets(comparison, test_set)}) by model, and the gain over "
-        f"{plain_name(base_side)} with its 95 % interval, in percent{_over(comparison)}; * p < {LEVEL:g} (Holm)"
+        f"{plain_name(base_side)} with its 95 % interval, in percent{_over(comparison)}; {_STARS}"
     )
     return Table(caption, tuple(columns), tuple(rows))
 
@@ -406,8 +408,8 @@ def contrasts_table(comparison: Json, test_set: str, measures: Sequence[str] | N
         Column("Base", "base"),
         Column("Trial's", "trial's"),
         Column("Difference (95 %)", "difference"),
-        Column("p (Holm)", "p"),
-        Column("p (fold test)", "p of folds"),
+        Column("p of tweets", "p"),
+        Column("p of folds", "p of folds"),
     )
     if not found:
         return None
@@ -418,20 +420,18 @@ def contrasts_table(comparison: Json, test_set: str, measures: Sequence[str] | N
         cells = (
             names[one["trial"]] if one_base else _against(comparison, one["trial"], one["base"]),
             _name(one["measure"]),
-            re.sub(r"( by \S+)? \(.*\)$", "", one["verdict"]),  # its numbers have columns of their own
+            re.sub(r"( by \S+)? \([^)]*\)", "", one["verdict"]),  # its numbers have columns of their own
             decimal(times * difference["base"], 1),
             decimal(times * difference["other"], 1),
             _gain(one),
             _p(one["holm_p"]),
-            _p((one["folds"] or {}).get("p")),
+            _p(one["folds_holm_p"]),
         )
         rows.append(tuple(map(Cell, cells)))
     against = f" against {names[found[0]['base']]}" if one_base else " against their bases"
     fewest, most = (end(one["difference"]["num_runs"] for one in found) for end in (min, max))
     pairs = f"{f'{fewest} to ' if fewest < most else ''}{counted(most, 'pair', 'pairs')} of runs"
-    caption = (
-        f"{plain_name(test_set)} ({_tweets(comparison, test_set)}): trials{against}, {pairs}; * p < {LEVEL:g} (Holm)"
-    )
+    caption = f"{plain_name(test_set)} ({_tweets(comparison, test_set)}): trials{against}, {pairs}; {_STARS}"
     return Table(caption, columns, tuple(rows))
 
 
@@ -519,6 +519,14 @@ def _mean(summary: Json | None, *, times: float = 100, digits: int = 1) -> str:
     return decimal(times * summary["mean"], digits) + spread
 
 
+def _stars(contrast: Json) -> str:
+    """Return whether there is evidence: over tweets, and over folds too."""
+    if contrast["holm_p"] >= LEVEL:
+        return ""
+    of_folds = contrast["folds_holm_p"]
+    return "**" if of_folds is not None and of_folds < LEVEL else "*"
+
+
 def _signed(value: float) -> str:
     return f"{value:+.1f}".replace("-", "−") if abs(value) >= 0.05 else "0.0"
 
@@ -532,7 +540,7 @@ def _gain(contrast: Json | None) -> str:
         return MISSING
     difference, times = contrast["difference"], _times(contrast["measure"])
     effect, low, high = (times * difference[key] for key in ("effect", "low", "high"))
-    return f"{_signed(effect)}{'*' if contrast['holm_p'] < LEVEL else ''} ({_between(low, high)})"
+    return f"{_signed(effect)}{_stars(contrast)} ({_between(low, high)})"
 
 
 def _p(value: float | None) -> str:
@@ -690,6 +698,7 @@ def _record_of(contrast: Json | None) -> dict[str, Any]:
         "mean_of_pairs": difference["other"],
         **{key: difference[key] for key in ("effect", "low", "high", "p", "num_tweets")},
         "holm_p": contrast["holm_p"],
+        "fold_test_holm_p": contrast["folds_holm_p"],
         **{f"fold_test_{key}": folds.get(key) for key in ("p", "low", "high")},
         "num_pairs": difference["num_runs"],
         "verdict": contrast["verdict"],

@@ -112,6 +112,7 @@ class Contrast:
         difference: By tweets; the models are held fixed.
         folds: By folds; None where there are none.
         holm_p: The difference's p, adjusted for all trials of this test set and measure.
+        folds_holm_p: The fold test's p, adjusted so too; None where it has none.
         verdict: What came out, in words.
         num_planned: Pairs of runs that there would be if all were finished.
     """
@@ -123,6 +124,7 @@ class Contrast:
     difference: Difference
     folds: FoldTest | None
     holm_p: float
+    folds_holm_p: float | None
     verdict: str
     num_planned: int
 
@@ -541,6 +543,7 @@ def _contrasts(base: TrialRuns, other: TrialRuns, test_set: str, outcomes: Outco
             difference=difference,
             folds=_by_folds(base, other, pairs, _getter(test_set, measure)),
             holm_p=difference.p,
+            folds_holm_p=None,
             verdict="",
             num_planned=min(base.num_planned, other.num_planned),
         )
@@ -594,6 +597,10 @@ def _adjusted(contrasts: Sequence[Contrast]) -> list[Contrast]:
     found = []
     for measure in dict.fromkeys(one.measure for one in contrasts):
         alike = [one for one in contrasts if one.measure == measure]
+        of_folds = [one.folds.p for one in alike if one.folds is not None and one.folds.p is not None]
+        adjusted = iter(holm(of_folds))
         for one, p in zip(alike, holm([one.difference.p for one in alike]), strict=True):
-            found.append(replace(one, holm_p=p, verdict=verdict(one.difference, p)))
+            folds_p = next(adjusted) if one.folds is not None and one.folds.p is not None else None
+            said = verdict(one.difference, p, folds_p)
+            found.append(replace(one, holm_p=p, folds_holm_p=folds_p, verdict=said))
     return found

@@ -273,17 +273,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [min(1.0, float(one)) for one in adjusted_J]
 
 
-def verdict(difference: Difference, adjusted_p: float) -> str:
+def verdict(difference: Difference, adjusted_p: float, folds_p: float | None = None) -> str:
     """Return in words whether the other arm is better, with the 95 % interval, which is not adjusted.
+
+    Where the tweets are evidence and the folds are not, the difference is one of these models alone.
 
     Percent points for F1, precision and recall; per 1,000 negatives for false alarms, of which fewer are better. After
     "better" and "worse" the numbers are sizes; without evidence they are other minus base.
 
+    Args:
+        difference: By tweets.
+        adjusted_p: Its p-value, adjusted.
+        folds_p: The fold test's p-value, adjusted; None: there is no such test.
+
     Raises:
-        ValueError: The p-value is not in 0..1.
+        ValueError: A p-value is not in 0..1.
     """
-    if not 0 <= adjusted_p <= 1:
-        raise ValueError(f"adjusted p is {adjusted_p}: expected a number from 0 to 1")
+    for p in (adjusted_p, 0.0 if folds_p is None else folds_p):
+        if not 0 <= p <= 1:
+            raise ValueError(f"adjusted p is {p}: expected a number from 0 to 1")
     are_alarms = difference.measure == "false_alarms"
     effect, low, high = (
         (1 if are_alarms else 100) * one for one in (difference.effect, difference.low, difference.high)
@@ -293,7 +301,8 @@ def verdict(difference: Difference, adjusted_p: float) -> str:
     if effect < 0:
         effect, low, high = -effect, -high, -low
     is_better = (difference.effect < 0) == are_alarms
-    return f"{'better' if is_better else 'worse'} by {effect:z.1f} ({low:z.1f} to {high:z.1f})"
+    alone = " with these models; no evidence over folds" if folds_p is not None and folds_p >= LEVEL else ""
+    return f"{'better' if is_better else 'worse'} by {effect:z.1f} ({low:z.1f} to {high:z.1f}){alone}"
 
 
 def fold_means(values: Mapping[tuple[Hashable, Hashable], float]) -> dict[Hashable, float]:
