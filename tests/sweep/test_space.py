@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scalemine.config import Config, InputError, SweepConfig
+from scalemine.config import Config, InputError, SweepConfig, load_config
 from scalemine.sweep.space import TpeSearcher, Trial, grid, random_trials, seeds_of
 from scalemine.training import family
 from scalemine.training.family import run_settings
@@ -467,3 +467,20 @@ def test_without_optuna(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(InputError, match=r"tpe wants Optuna: pip install 'scalemine\[optuna\]'"):
         TpeSearcher(BASE, sweep(SPACE, **TPE), 0)
+
+
+# Configurations that come with the project
+
+
+@pytest.mark.parametrize(
+    ("name", "trials", "runs"),
+    [("paper_exp1", 5, 25), ("paper_exp1_cpu", 5, 50), ("paper_exp1_tuned_cpu", 4, 24), ("paper_grid", 30, 150),
+     ("paper_grid_cpu", 30, 90), ("paper_exp2", 18, 90), ("paper_exp2_cpu", 6, 30), ("paper_fig10_cpu", 8, 40),
+     ("negatives_cpu", 12, 60), ("smoke_sweep", 4, 12)],
+)  # fmt: skip
+def test_sweeps_of_the_project(name: str, trials: int, runs: int) -> None:
+    config = load_config(Path(__file__).parents[2] / f"configs/{name}.yaml", [], needs=())
+    found = grid(config, config.sweep)
+    assert len(found) == trials
+    assert len(found) * config.train.folds * len(seeds_of(config, config.sweep)) == runs
+    assert config.train.bootstrap == 0  # the comparison draws its own

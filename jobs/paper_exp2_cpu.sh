@@ -1,0 +1,6 @@
+#!/bin/sh
+# Experiment 2 of the paper on a laptop. Each step goes on where it was stopped.
+set -eu
+scalemine mine configs/crisis.yaml
+scalemine sweep configs/paper_exp2_cpu.yaml
+scalemine compare work/crisis --sweep paper_exp2_cpu
