@@ -12,6 +12,7 @@ from rich.console import Console
 
 from browser import chromium, needs_chromium
 from scalemine.report.comparison import (
+    FORMAT,
     alarms_table,
     contrasts_table,
     drawings,
@@ -24,6 +25,7 @@ from scalemine.report.comparison import (
     models_table,
     notes,
     print_comparison,
+    read_comparisons,
     sets_table,
     tables,
     title,
@@ -31,7 +33,7 @@ from scalemine.report.comparison import (
     write_comparison,
 )
 from scalemine.report.page import write_comparison_page
-from scalemine.store import Workdir, read_json
+from scalemine.store import Workdir, read_json, write_json
 from scalemine.sweep.compare import compare
 from sweep.sweeps import first, planned, tweets, write_arms, write_plan, write_tagger_run
 
@@ -306,7 +308,7 @@ def test_files_of_a_comparison(grid, arms, tmp_path):
     assert {path.name for path in paths} == {
         "comparison.md", "comparison.tex", "comparison.csv", "comparison.json", "gain-by-batch-size.svg",
     }  # fmt: skip
-    assert read_json(tmp_path / "comparison.json") == grid
+    assert read_json(tmp_path / "comparison.json") == {"format": FORMAT, **grid}
     assert (tmp_path / "gain-by-batch-size.svg").read_text("utf-8").startswith("<svg")
     for path in paths:
         assert "secret" not in path.read_text("utf-8")
@@ -350,3 +352,14 @@ def test_report_of_a_mined_run_has_a_section(workdir, grid):
     assert "4 trials against random with the same other settings" in html
     ids = re.findall(r'\sid="([^"]+)"', html)
     assert len(ids) == len(set(ids))
+
+
+def test_a_comparison_of_another_version_is_left_out_and_named(arms, tmp_path, caplog):
+    write_comparison(arms, tmp_path / "sweeps/new")
+    write_json(tmp_path / "sweeps/old/comparison.json", {"sweep": "old"})
+    with caplog.at_level("WARNING", logger="scalemine"):
+        [found] = read_comparisons(Workdir(tmp_path))
+    assert found["sweep"] == arms["sweep"]
+    [record] = caplog.records
+    assert "sweeps/old/comparison.json" in record.message
+    assert "scalemine compare" in record.message

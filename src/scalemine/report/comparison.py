@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,11 +33,15 @@ from scalemine.report.tables import (
     print_table,
     whole,
 )
-from scalemine.store import Json, write_json, write_whole
+from scalemine.store import Json, Workdir, read_json, write_json, write_whole
 from scalemine.training.comparison import LEVEL
 from scalemine.training.family import HELD_OUT
 from scalemine.training.tagging.metrics import ALL_NEGATIVES
 
+logger = logging.getLogger(__name__)
+
+# Rises when the form of comparison.json changes.
+FORMAT: Final = 1
 RANDOM_PLUS: Final = "test_random_plus"  # on which the paper compares
 FALSE_ALARMS: Final = "false_alarms"
 _MEASURES: Final = {
@@ -662,8 +667,17 @@ def write_comparison(comparison: Json, folder: Path) -> list[Path]:
         writer = csv.DictWriter(file, _FIELDS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(_records(comparison))
-    write_json(folder / "comparison.json", comparison)
+    write_json(folder / "comparison.json", {"format": FORMAT, **comparison})
     return [folder / name for name in (*files, "comparison.csv", "comparison.json")]
+
+
+def read_comparisons(workdir: Workdir) -> list[Json]:
+    """Return the comparisons of a workdir's sweeps; those that another version wrote are left out, and named."""
+    found = {path: read_json(path) for path in sorted(workdir.sweeps.glob("*/comparison.json"))}
+    for path, comparison in found.items():
+        if comparison.get("format") != FORMAT:
+            logger.warning("%s: written by another version; scalemine compare makes it anew", path)
+    return [comparison for comparison in found.values() if comparison.get("format") == FORMAT]
 
 
 def _records(comparison: Json) -> Iterator[dict[str, Any]]:

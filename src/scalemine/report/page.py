@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 from scalemine.report import comparison as comparisons
 from scalemine.report import plots, tables
 from scalemine.report.tables import Findings, Table
-from scalemine.store import Json, Workdir, read_json, write_whole
+from scalemine.store import Json, Workdir, write_whole
 
 NEGATIVES_PER_BAND = 5
 MAX_REJECTS = 20
@@ -111,8 +111,8 @@ def write_report(workdir: Workdir) -> Path:
         reject_reasons=_reject_reasons(findings),
         rejects=_reject_examples(workdir),
         comparisons=[
-            _compared(read_json(path), f"s{number}")
-            for number, path in enumerate(sorted(workdir.sweeps.glob("*/comparison.json")))
+            _compared(comparison, f"s{number}")
+            for number, comparison in enumerate(comparisons.read_comparisons(workdir))
         ],
         timings=tables.timings_table(findings.part("seconds")) if findings.part("seconds") else None,
         encoder=_encoder_facts(findings),
