@@ -612,6 +612,7 @@ class SweepConfig(Section):
     )
     reduction: int = Field(3, ge=2, description="of asha: one in so many goes on, each time")
     min_folds: int = Field(1, ge=1, description="of asha: folds that every trial is given")
+    folds: int | None = Field(None, ge=1, description="only the first so many of train.folds; None: all")
     concurrency: int = Field(1, ge=1, description="runs at a time")
     cpus_per_run: float | None = Field(None, gt=0, description="None: the cores shared out among the runs")
     gpus_per_run: float | None = Field(None, ge=0, description="may be a share; None: 1 where there are GPUs, else 0")
@@ -702,10 +703,13 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _folds_can_be_stopped(self) -> Config:
-        if self.sweep.scheduler == "asha" and self.train.folds <= self.sweep.min_folds:
+        folds = self.sweep.folds or self.train.folds
+        if folds > self.train.folds:
+            raise ValueError(f"sweep.folds: expected at most train.folds ({self.train.folds}); got {folds}")
+        if self.sweep.scheduler == "asha" and folds <= self.sweep.min_folds:
             raise ValueError(
-                f"sweep.scheduler: asha stops trials between folds, so train.folds has to be more than "
-                f"sweep.min_folds ({self.sweep.min_folds}); got {self.train.folds}"
+                f"sweep.scheduler: asha stops trials between folds, so there have to be more of them than "
+                f"sweep.min_folds ({self.sweep.min_folds}); got {folds}"
             )
         return self
 

@@ -205,8 +205,29 @@ def test_what_cannot_be_is_refused_before_anything_runs(data, tmp_path):
     assert "train.hidden" in refusal(sweep(data, tmp_path, {"train.hidden": ["many"]}))
     assert "train.folds" in refusal(sweep(data, tmp_path, SPACE, folds=60))
     assert "sweep.concurrency" in refusal(sweep(data, tmp_path, SPACE, concurrency=2))
+    assert "no set 'tset' is scored (there are: test, held_out, dev)" in refusal(
+        sweep(data, tmp_path, SPACE, metric="tset.f1")
+    )
     missing = {"train.train_uri": [str(data / "train.parquet"), "nowhere.parquet"]}
     assert "nowhere.parquet" in refusal(sweep(data, tmp_path, missing))
+
+
+def test_a_metric_that_no_run_has_is_said_after_the_first_run(data, tmp_path):
+    with pytest.raises(InputError, match=r"sweep.metric: test.f2: run .* has no 'f2' there, but .*f1"):
+        do(sweep(data, tmp_path, SPACE, metric="test.f2"))
+    assert len(list((tmp_path / "runs").glob("*/result.json"))) == 1
+
+
+def test_folds_are_added_to_those_that_were_run(data, tmp_path):
+    do(sweep(data, tmp_path, SPACE, folds=3))
+    whole = results(tmp_path)
+    config = sweep(data, tmp_path / "first", SPACE, folds=3)
+    outcome = do(config.model_copy(update={"sweep": config.sweep.model_copy(update={"folds": 2})}))
+    assert outcome.plan.folds == 2
+    assert {run.fold for trial in outcome.plan.trials for run in trial.runs} == {0, 1}
+    assert results(tmp_path / "first") == [row for row in whole if row["fold"] < 2]
+    do(config)
+    assert results(tmp_path / "first") == whole
 
 
 def test_data_that_has_changed_is_refused_by_name_and_redone_on_request(data, tmp_path, monkeypatch):

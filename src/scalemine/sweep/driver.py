@@ -8,6 +8,7 @@ choice depends on results alone, and not on when they came, so a sweep that was 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import logging
 import math
 import os
@@ -34,13 +35,14 @@ from scalemine.sweep.plan import Plan, PlannedRun, PlannedTrial, value_at
 from scalemine.sweep.resources import Resources, resources_of
 from scalemine.sweep.runner import MARK, STOP, Ran, Runner, Unit
 from scalemine.sweep.space import TpeSearcher, Trial, grid, random_trials, seeds_of
+from scalemine.training.family import DEV, HELD_OUT
 from scalemine.training.runs import Prepared, RunState, preparation_key, prepare, read_result, run_state, write_results
 
 logger = logging.getLogger(__name__)
 
 PROGRESS, CONFIGS = "progress.json", "configs"
 # Seconds between signs of life, and between writings of results.parquet.
-HEARTBEAT, RESULTS = 2.0, 60.0
+HEARTBEAT, RESULTS = 5.0, 60.0
 
 
 @dataclass(frozen=True)
@@ -104,12 +106,11 @@ class _Sweep:
         self.workdir = Workdir(self.config.workdir)
         self.folder = self.workdir.sweeps / name
         self.seeds = seeds_of(self.config, self.options)
-        self.folds: list[int | None] = list(range(config.train.folds)) or [None]
-        self.searcher = (
-            TpeSearcher(self.config, self.options, self.config.seed) if self.options.search == "tpe" else None
-        )
+        self.folds: list[int | None] = list(range(self.options.folds or config.train.folds)) or [None]
         self.known = self._known_trials()
-        self.num_trials = len(self.known) or self.options.trials * max(1, len(self.options.arms))
+        self.num_trials = len(self.known)
+        if self.is_search:
+            self.num_trials = self.options.trials * max(1, len(self.options.arms))
         self.planned: dict[str, PlannedTrial] = {}
         self.prepared: dict[str, Prepared] = {}
         self.scores: dict[str, list[float]] = {}
@@ -118,12 +119,17 @@ class _Sweep:
         self.wrote_results = time.monotonic()
 
     def _known_trials(self) -> list[Trial]:
-        """Return the trials, where they do not depend on results."""
+        """Return the trials that do not depend on results: all, or the first of a search."""
         if self.options.search == "grid":
             return grid(self.config, self.options)
         if self.options.search == "random":
             return random_trials(self.config, self.options, self.config.seed)
-        return []
+        return [TpeSearcher(self.config, self.options, self.config.seed).ask(0)]
+
+    @property
+    def is_search(self) -> bool:
+        """Whether later trials depend on the results of earlier ones."""
+        return self.options.search == "tpe"
 
     # --- Before anything runs
 
@@ -133,8 +139,7 @@ class _Sweep:
         Raises:
             InputError: A trial cannot be trained as asked.
         """
-        trials = self.known or [self._ask(0)]
-        configs = [self._config(trial, seed) for trial in trials for seed in self.seeds]
+        configs = [self._config(trial, seed) for trial in self.known for seed in self.seeds]
         resources = resources_of(self.config, configs)
         for config in configs:
             self._prepare(config, signals)
@@ -154,6 +159,15 @@ class _Sweep:
                 f"{prepared.data.train.uri} has {number} of {name}; take fewer, or train.stratify=false"
             )
 
+    def _check_metric(self, config: Config, prepared: Prepared) -> None:
+        """Refuse a metric on a set that there is none of."""
+        sets = [*prepared.data.tests, *([HELD_OUT] if config.train.folds else []), DEV]
+        wanted = self.options.metric.split(".")[0]
+        if wanted not in sets:
+            raise InputError(
+                f"sweep.metric: {self.options.metric}: no set {wanted!r} is scored (there are: {', '.join(sets)})"
+            )
+
     def _prepare(self, config: Config, signals: StopSignals | None = None) -> Prepared:
         """Return the data of a trial; what is shared by runs (imports, tokens, embeddings) is made here, once."""
         key = preparation_key(config)
@@ -162,30 +176,32 @@ class _Sweep:
                 embed_examples(config, signals=signals)
             self.prepared[key] = prepare(config, signals=signals, scratch=self.scratch)
             self._check_folds(config, self.prepared[key])
+            self._check_metric(config, self.prepared[key])
         return self.prepared[key]
 
     def _config(self, trial: Trial, seed: int) -> Config:
         return trial.config(self.config, seed)
 
-    def _ask(self, number: int) -> Trial:
-        assert self.searcher is not None
-        return self.searcher.ask(number)
+    def _look(self, trial: Trial, seed: int, fold: int | None) -> tuple[Config, str, RunState]:
+        """Return a run's configuration, its name, and how far it has come."""
+        config = self._config(trial, seed)
+        prepared = self._prepare(config)
+        return config, *run_state(config, prepared, prepared.split(fold), redo=self.redo)
 
-    def _plan(self, trial: Trial, stopped: int | None = None) -> PlannedTrial:
-        runs = []
-        for fold in self.folds:
-            for seed in self.seeds:
-                config = self._config(trial, seed)
-                prepared = self._prepare(config)
-                name, _ = run_state(config, prepared, prepared.split(fold), redo=self.redo)
-                runs.append(PlannedRun(seed, fold, name))
-        return PlannedTrial(trial.name, trial.arm, trial.overrides, stopped, tuple(runs))
+    def _plan(self, trial: Trial) -> PlannedTrial:
+        runs = [
+            PlannedRun(seed, fold, self._look(trial, seed, fold)[1])
+            for fold, seed in itertools.product(self.folds, self.seeds)
+        ]
+        return PlannedTrial(trial.name, trial.arm, trial.overrides, None, tuple(runs))
 
     def describe(self, resources: Resources) -> list[str]:
         """Return what is to be done, line by line."""
-        trials = self.known or [self._ask(0)]
-        self.planned = {trial.name: self._plan(trial) for trial in trials}
-        states = {trial.name: self._states(trial) for trial in trials}
+        self.planned = {trial.name: self._plan(trial) for trial in self.known}
+        states = {
+            trial.name: [self._look(trial, seed, fold)[2] for fold in self.folds for seed in self.seeds]
+            for trial in self.known
+        }
         per_trial = len(self.folds) * len(self.seeds)
         number = self.num_trials * per_trial
         finished = sum(state == "finished" for of_trial in states.values() for state in of_trial)
@@ -195,11 +211,11 @@ class _Sweep:
             str(resources),
             self._estimate(number - finished),
         ]
-        for trial in trials:
+        for trial in self.known:
             counts = ", ".join(f"{number} {state}" for state, number in Counter(states[trial.name]).items())
             values = ", ".join(f"{key}={value}" for key, value in trial.overrides.items())
             lines.append(f"{trial.name}: {values or 'as configured'}: {counts}")
-        if self.searcher is not None:
+        if self.is_search:
             lines.append("further trials are chosen by the results of those before them")
         return lines
 
@@ -227,8 +243,8 @@ class _Sweep:
         """Do what is missing."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.threads = resources.threads
-        for trial in self.known:
-            self.planned[trial.name] = self._plan(trial)
+        if not self.is_search:
+            self.planned = {trial.name: self._plan(trial) for trial in self.known}
         self._write_plan()
         ended = "stopped"
         try:
@@ -265,9 +281,7 @@ class _Sweep:
         """Do those of some runs that are not finished."""
         units = []
         for trial, seed, fold in runs:
-            config = self._config(trial, seed)
-            prepared = self._prepare(config)
-            name, state = run_state(config, prepared, prepared.split(fold), redo=self.redo)
+            config, name, state = self._look(trial, seed, fold)
             if state != "finished":
                 (self.workdir.runs / name / MARK).unlink(missing_ok=True)
                 units.append(Unit(self._write_config(trial, seed, config), fold, name, self.redo))
@@ -275,6 +289,10 @@ class _Sweep:
             if ran.outcome == "failed":
                 self.failed[unit.run] = ran.said
                 logger.warning("%s: %s", unit.run, ran.said)
+            elif ran.outcome == "finished":  # a metric that is not there is said now, not after all runs
+                result = read_result(self.workdir.runs / unit.run)
+                assert result is not None
+                value_at(result, self.options.metric)
             if time.monotonic() - self.wrote_results > RESULTS:
                 write_results(self.workdir)
                 self.wrote_results = time.monotonic()
@@ -301,24 +319,16 @@ class _Sweep:
                 scores.append(math.nan if result is None or failed else value_at(result, self.options.metric))
         return statistics.fmean(scores)
 
-    def _states(self, trial: Trial) -> list[RunState]:
-        states = []
-        for fold in self.folds:
-            for seed in self.seeds:
-                config = self._config(trial, seed)
-                prepared = self._prepare(config)
-                states.append(run_state(config, prepared, prepared.split(fold), redo=self.redo)[1])
-        return states
-
     def _waves(self) -> Iterator[list[Trial]]:
         """Yield trials that are chosen together: all, or as many as fill the workers."""
-        if self.searcher is None:
+        if not self.is_search:
             yield self.known
             return
+        searcher = TpeSearcher(self.config, self.options, self.config.seed)
         first_rung = len(self._rungs()[0]) * len(self.seeds)
         size = math.ceil(self.options.concurrency / first_rung)
         for first in range(0, self.num_trials, size):
-            asked = [self._ask(number) for number in range(first, min(first + size, self.num_trials))]
+            asked = [searcher.ask(number) for number in range(first, min(first + size, self.num_trials))]
             wave = list({trial.name: trial for trial in asked if trial.name not in self.planned}.values())
             for trial in wave:
                 self.planned[trial.name] = self._plan(trial)
@@ -327,7 +337,7 @@ class _Sweep:
             for trial in wave:
                 scores = self.scores.get(trial.name, [])
                 mean = statistics.fmean(scores) if scores else None
-                self.searcher.tell(trial, mean, self.planned[trial.name].stopped or 0)
+                searcher.tell(trial, mean, self.planned[trial.name].stopped or 0)
 
     def _rungs(self) -> list[list[int | None]]:
         """Return the folds between which trials are judged."""
@@ -345,9 +355,18 @@ class _Sweep:
     def _plan_now(self) -> Plan:
         options = self.options
         return Plan(
-            self.folder.name, self.config.why, options.metric, options.mode, options.search, options.scheduler,
-            self.config.train.folds, self.seeds, options.concurrency, self.num_trials, tuple(self.planned.values()),
-        )  # fmt: skip
+            name=self.folder.name,
+            why=self.config.why,
+            metric=options.metric,
+            mode=options.mode,
+            search=options.search,
+            scheduler=options.scheduler,
+            folds=len(self.folds) if self.config.train.folds else 0,
+            seeds=self.seeds,
+            concurrency=options.concurrency,
+            num_trials=self.num_trials,
+            trials=tuple(self.planned.values()),
+        )
 
     def _write_plan(self) -> None:
         self._plan_now().write(self.folder)
