@@ -98,7 +98,7 @@ class SweepStatus:
         best = self.best_first()[0] if self.trials else None
         if best and best.score:
             label = self.plan.labels()[best.trial.name]
-            parts.append(f"best {label} {_number(best.score.mean)} ({best.done} of {best.wanted} runs)")
+            parts.append(f"best {_number(best.score.mean)} by {label} ({best.done} of {best.wanted} runs)")
         if self.seconds_left is not None and self.state == "running":
             parts.append(f"about {duration(self.seconds_left)} left")
         return f"sweep {self.plan.name}, {self.state}: {', '.join(parts)}"
