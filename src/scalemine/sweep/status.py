@@ -119,10 +119,10 @@ class StatusReader:
         failed: dict[str, str] = progress["failed"]
         trials = tuple(self._trial(plan, trial, state == "running", failed) for trial in plan.trials)
         wanted = sum(one.wanted for one in trials) + (plan.num_trials - len(trials)) * plan.runs_per_trial
-        done = sum(one.done for one in trials)
-        waiting = max(0, wanted - done - sum(len(one.running) + one.failed for one in trials))
+        unfinished = wanted - sum(one.done + one.failed for one in trials)
+        waiting = unfinished - sum(len(one.running) for one in trials)
         seconds = [seconds for _, seconds in self._results.values() if not math.isnan(seconds)]
-        left = statistics.median(seconds) * (wanted - done) / plan.concurrency if seconds else None
+        left = statistics.median(seconds) * unfinished / plan.concurrency if seconds else None
         where = f"process {progress['pid']} on {progress['host']}"
         return SweepStatus(plan, state, where, trials, waiting, failed, left)
 
@@ -146,8 +146,8 @@ class StatusReader:
                 running.append(self._under_way(run))
         score = summarise(values) if values and not any(map(math.isnan, values.values())) else None
         wanted = len(trial.runs)
-        if trial.stopped is not None:
-            wanted = trial.stopped * len(plan.seeds)
+        if trial.stopped is not None:  # an earlier call may have gone further
+            wanted = max(trial.stopped * len(plan.seeds), len(values) + num_failed)
         return TrialStatus(trial, len(values), wanted, tuple(running), num_failed, score)
 
     def _result(self, run: PlannedRun, metric: str) -> tuple[float, float] | None:
