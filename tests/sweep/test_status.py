@@ -11,10 +11,12 @@ import pytest
 
 from scalemine.config import InputError
 from scalemine.store import Workdir, write_json
+from scalemine.sweep import status
 from scalemine.sweep.driver import PROGRESS
 from scalemine.sweep.plan import Plan, PlannedRun, PlannedTrial
 from scalemine.sweep.runner import MARK
 from scalemine.sweep.status import SILENCE, StatusReader, SweepStatus, TrialStatus, status_table
+from scalemine.training import runs
 from scalemine.training.loop import STATE, Progress
 
 
@@ -178,6 +180,8 @@ def test_trials_that_are_yet_to_be_chosen_are_waited_for(tmp_path: Path) -> None
     sweep = Sweep(tmp_path, trials="ab", num_trials=5)
     sweep.finish("a-0-7", 0.5)
     assert sweep.read().waiting == 9
+    sweep.progress("finished")  # the search proposed some trials twice
+    assert sweep.read().waiting == 3
 
 
 # Whether it lives
@@ -241,6 +245,36 @@ def test_a_reader_sees_what_comes(tmp_path: Path) -> None:
     sweep.finish("a-0-7", 0.5)
     (sweep.workdir.runs / "a-0-7" / MARK).unlink()
     assert (reader.read().done, reader.read().running) == (1, 0)
+
+
+def test_a_reader_reads_a_result_once_and_one_that_was_replaced_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep, read = Sweep(tmp_path), []
+    monkeypatch.setattr(status, "read_result", lambda folder: read.append(folder.name) or runs.read_result(folder))
+    reader = StatusReader(sweep.workdir, sweep.folder)
+
+    def seen() -> float | None:
+        score = trial(reader.read(), "a").score
+        return score and score.mean
+
+    sweep.finish("a-0-7", 0.5)
+    assert [seen(), seen(), seen()] == [0.5] * 3
+    assert read == ["a-0-7"]
+    sweep.finish("a-0-7", 0.25)  # discarded, and trained again
+    assert seen() == 0.25
+    (sweep.workdir.runs / "a-0-7" / "result.json").unlink()
+    assert seen() is None
+
+
+def test_a_reader_sees_another_metric(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    sweep.finish("a-0-7", 0.5)
+    reader = StatusReader(sweep.workdir, sweep.folder)
+    reader.read()
+    replace(sweep.plan, metric="held_out.f2").write(sweep.folder)
+    with pytest.raises(InputError, match="held_out.f2"):
+        reader.read()
 
 
 # The best first, and the table
