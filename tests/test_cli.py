@@ -21,6 +21,7 @@ import yaml
 
 from scalemine.cli import main
 from scalemine.store import Workdir, read_json
+from sweep.sweeps import write_arms
 from training.tiny import write_bert
 
 ROOT = Path(__file__).parents[1]
@@ -537,7 +538,7 @@ def test_status_of_several_sweeps(call: Any, swept: Path, tmp_path: Path) -> Non
     assert ("sweep one, " in one.out, "sweep two, " in one.out) == (True, False)
     other = call("status", tmp_path / "work", "--sweep", "three")
     assert other.code == 2
-    assert "no sweep 'three' here; there are one, two" in other.refusal
+    assert "no sweep 'three' here (there are: one, two)" in other.refusal
 
 
 def test_a_sweep_with_runs_that_failed(call: Any, swept: Path, tmp_path: Path) -> None:
@@ -876,3 +877,35 @@ def test_module_runs_the_command_line() -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("scalemine: /none.yaml: no such config file")
     assert json.dumps(done.stderr).count("\\n") == 1
+
+
+# Comparisons
+
+
+def test_compare_prints_and_writes(call: Any, tmp_path: Path) -> None:
+    write_arms(tmp_path, {"random": (0.5, 0.1), "2s": (0.8, 0.1)}, folds=2, seeds=(1,), positives=20)
+    ended = call("compare", tmp_path, "--rounds", "200")
+    assert ended.code == 0, ended.err
+    assert "exp: 1 trial against random; 2 folds × 1 seed, 5 test sets" in ended.out
+    folder = Workdir(tmp_path).sweeps / "exp"
+    for name in ("comparison.md", "comparison.tex", "comparison.csv", "comparison.html"):
+        assert (folder / name).exists()
+    # Nothing is mined here, so there is no report.
+    assert not Workdir(tmp_path).report.exists()
+    ended = call("compare", tmp_path, "--base", "2s", "--rounds", "200", "--json")
+    assert json.loads(ended.out) == read_json(folder / "comparison.json")
+    assert json.loads(ended.out)["base"] == "2s_0"
+
+
+def test_compare_refuses_in_one_line(call: Any, tmp_path: Path) -> None:
+    ended = call("compare", tmp_path)
+    assert (ended.code, "no sweep here" in ended.refusal) == (2, True)
+    write_arms(tmp_path, {"random": (0.5, 0.1), "2s": (0.8, 0.1)}, folds=0, seeds=(1,), positives=5)
+    ended = call("compare", tmp_path, "--sweep", "other")
+    assert (ended.code, "no sweep 'other' here (there are: exp)" in ended.refusal) == (2, True)
+    ended = call("compare", tmp_path, "--base", "4s")
+    assert (ended.code, "--base 4s: no trial or arm has this name" in ended.refusal) == (2, True)
+    assert "arms: random, 2s" in ended.refusal
+    shutil.rmtree(Workdir(tmp_path).runs)
+    ended = call("compare", tmp_path)
+    assert (ended.code, "no run of sweep exp is finished" in ended.refusal) == (2, True)

@@ -264,11 +264,8 @@ def rounds(
 def report(workdir: Annotated[Path, typer.Argument(metavar="WORKDIR", help="folder of a finished run")]) -> None:
     """Print the report of a finished run, and write its report.html again."""
     from scalemine.config import InputError
-    from scalemine.store import Workdir
 
-    named = Workdir(workdir)
-    # mined.json goes first where --redo discards a run.
-    if not all(path.exists() for path in (named.manifest, named.negatives, named.mined / "mined.json")):
+    if not _is_mined(workdir):
         raise InputError(
             f"{workdir}: no finished run here (expected manifest.json and negatives.parquet); scalemine mine makes them"
         )
@@ -560,6 +557,45 @@ def score(
 
 
 @app.command()
+def compare(
+    workdir: Annotated[Path, typer.Argument(metavar="WORKDIR", help="folder of a sweep, finished or not")],
+    sweep: Annotated[str | None, typer.Option(metavar="NAME", help="which sweep, where there are several")] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="what to compare with: an arm, a train set, a trial, or a part of a name that only one "
+            "has; if not given, what is trained on random, or else the first",
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=100, help="rounds of the bootstrap")] = 10_000,
+    as_json: Json = False,
+) -> None:
+    """Compare the arms of a sweep with a base: intervals, tests, tables as text, LaTeX and CSV, and figures."""
+    from scalemine.report.comparison import print_comparison, write_comparison
+    from scalemine.report.page import write_comparison_page, write_report
+    from scalemine.store import Workdir
+    from scalemine.sweep.compare import compare as compare_arms
+
+    found = compare_arms(workdir, sweep, base, rounds).as_dict()
+    named = Workdir(workdir)
+    folder = named.sweeps / found["sweep"]
+    write_comparison(found, folder)
+    page = named.report if _is_mined(workdir) else folder / "comparison.html"
+    if page == named.report:
+        write_report(named)
+    else:
+        write_comparison_page(found, page)
+    if as_json:
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    print_comparison(Console(), found)
+    print(f"{folder}/comparison.md, .tex, .csv, .json; page: {page}")
+
+
+@app.command()
 def export(
     workdir: Annotated[Path, typer.Argument(metavar="WORKDIR", help="folder of a finished run")],
     format_: Annotated[
@@ -607,6 +643,14 @@ def _print_scores(value: Any, scores: dict[str, Any], as_json: bool) -> None:  #
 
     for name, one in scores.items():
         print_scores(Console(), Path(name).name, one)
+
+
+def _is_mined(workdir: Path) -> bool:
+    from scalemine.store import Workdir
+
+    named = Workdir(workdir)
+    # mined.json goes first where --redo discards a run.
+    return all(path.exists() for path in (named.manifest, named.negatives, named.mined / "mined.json"))
 
 
 def _print_report(workdir: Path) -> None:

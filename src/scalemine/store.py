@@ -273,14 +273,14 @@ class Workdir:
         return self.root / "runs"
 
     @property
-    def sweeps(self) -> Path:
-        """Folder of the sweeps, one folder each."""
-        return self.root / "sweeps"
-
-    @property
     def rounds(self) -> Path:
         """Folder of the rounds of mining by the model, one folder each."""
         return self.root / "rounds"
+
+    @property
+    def sweeps(self) -> Path:
+        """Folder of the sweeps, one folder each."""
+        return self.root / "sweeps"
 
     @property
     def features(self) -> Path:

@@ -121,3 +121,16 @@ def test_projection_of_equal_vectors():
     dots, _, shares = plots.project(np.ones((4, 3), np.float32), np.ones((1, 3), np.float32))
     assert not dots.any()
     assert not shares.any()
+
+
+def test_gains_have_a_line_per_series_and_a_tick_per_value():
+    series = {
+        "2s": [plots.Gain(4, 1.5, 0.5, 2.5), plots.Gain(16, 3.8, 2.0, 5.0)],
+        "1s <b>": [plots.Gain(2, -1.0, -2.0, 0.5)],
+    }
+    svg = plots.draw_gains(series, "batch size", "Gain, F1 points", key="g0", label='what "it" shows')
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    assert {" 2s", " 1s &lt;b&gt;", "2", "4", "16", "batch size", "Gain, F1 points"} <= set(texts)
+    assert 'aria-label="what &quot;it&quot; shows"' in svg
+    assert svg == plots.draw_gains(series, "batch size", "Gain, F1 points", key="g0", label='what "it" shows')
+    assert all(name.startswith("g0-") for name in re.findall(r' id="([^"]*)"', svg))

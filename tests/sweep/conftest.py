@@ -1,3 +1,1 @@
-from __future__ import annotations
-
-from training.conftest import data  # noqa: F401  a fixture
+from training.conftest import data  # noqa: F401  tweets, and static vectors of their words

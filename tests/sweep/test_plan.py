@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from scalemine.config import InputError
 from scalemine.store import Workdir
-from scalemine.sweep.plan import PLAN, Plan, PlannedRun, PlannedTrial, find_sweeps, read_plan, value_at
+from scalemine.sweep.plan import PLAN, Plan, PlannedRun, PlannedTrial, find_sweep, find_sweeps, read_plan, value_at
 
 
 def trial(name: str, arm: str | None = None, *, stopped: int | None = None, **settings: Any) -> PlannedTrial:
@@ -102,14 +102,27 @@ def test_sweeps_are_found_by_their_plans(tmp_path: Path) -> None:
     assert find_sweeps(workdir) == [workdir.sweeps / "arms", workdir.sweeps / "lr"]
     assert find_sweeps(workdir, "lr") == [workdir.sweeps / "lr"]
     assert (workdir.sweeps / "lr" / PLAN).exists()
-    with pytest.raises(InputError, match=r"no sweep 'begun' here; there are arms, lr$"):
+    with pytest.raises(InputError, match=r"no sweep 'begun' here \(there are: arms, lr\)$"):
         find_sweeps(workdir, "begun")
 
 
-def test_no_sweep_at_all(tmp_path: Path) -> None:
-    for name in (None, "lr"):
+def test_the_only_sweep_is_found_and_of_several_one_is_named(tmp_path: Path) -> None:
+    workdir = Workdir(tmp_path)
+    plan_of().write(workdir.sweeps / "lr")
+    assert find_sweep(workdir) == find_sweep(workdir, "lr") == workdir.sweeps / "lr"
+    plan_of().write(workdir.sweeps / "arms")
+    assert find_sweep(workdir, "lr") == workdir.sweeps / "lr"
+    with pytest.raises(InputError, match=r"several sweeps here; name one with --sweep \(there are: arms, lr\)$"):
+        find_sweep(workdir)
+    with pytest.raises(InputError, match=r"no sweep 'less' here \(there are: arms, lr\)$"):
+        find_sweep(workdir, "less")
+
+
+@pytest.mark.parametrize("name", [None, "lr"])
+def test_no_sweep_at_all(tmp_path: Path, name: str | None) -> None:
+    for find in (find_sweep, find_sweeps):
         with pytest.raises(InputError, match=r"no sweep here \(expected sweeps/NAME/plan.json\); scalemine sweep"):
-            find_sweeps(Workdir(tmp_path / "none"), name)
+            find(Workdir(tmp_path / "none"), name)
 
 
 METRICS = {"held_out": {"f1": 0.5, "num_tweets": 3, "undefined": None, "is_cut": True, "text": "x", "f1_ci": [0, 1]}}

@@ -433,6 +433,10 @@ def difference(effect: float, low: float, high: float, measure: Any = "f1") -> D
 
 def test_verdict_says_how_large_and_how_sure():
     assert verdict(difference(0.012, 0.003, 0.021), 0.01) == "better by 1.2 (0.3 to 2.1)"
+    assert verdict(difference(0.012, 0.003, 0.021), 0.01, 0.01) == "better by 1.2 (0.3 to 2.1)"
+    alone = verdict(difference(0.012, 0.003, 0.021), 0.01, 0.05)
+    assert alone == "better by 1.2 (0.3 to 2.1) with these models; no evidence over folds"
+    assert verdict(difference(0.003, -0.002, 0.009), 0.3, 0.01) == "no evidence of a difference (-0.2 to 0.9)"
     assert verdict(difference(-0.012, -0.021, -0.003), 0.01) == "worse by 1.2 (0.3 to 2.1)"
     assert verdict(difference(0.003, -0.002, 0.009), 0.3) == "no evidence of a difference (-0.2 to 0.9)"
     # What is left of an effect among many.

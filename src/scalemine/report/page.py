@@ -20,9 +20,10 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
+from scalemine.report import comparison as comparisons
 from scalemine.report import plots, tables
 from scalemine.report.tables import Findings, Table
-from scalemine.store import Json, Workdir, write_whole
+from scalemine.store import Json, Workdir, read_json, write_whole
 
 NEGATIVES_PER_BAND = 5
 MAX_REJECTS = 20
@@ -85,17 +86,7 @@ def write_report(workdir: Workdir) -> Path:
     """
     findings = tables.read_findings(workdir)
     positives = _read_positives(workdir, len(findings.distributions))
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["tweet"] = lambda text: tables.plain_line(str(text or ""), _MAX_TWEET_CHARS)
-    environment.filters["decimal"] = tables.decimal
-    environment.filters["name"] = tables.plain_name
-    template = environment.get_template("page.html.jinja")
+    template = _environment().get_template("page.html.jinja")
     html = template.render(
         version=tables.plain_name(findings.manifest.get("scalemine") or ""),
         finished=tables.plain_name(findings.manifest.get("finished") or ""),
@@ -119,6 +110,10 @@ def write_report(workdir: Workdir) -> Path:
         corpus=_corpus_facts(workdir, findings),
         reject_reasons=_reject_reasons(findings),
         rejects=_reject_examples(workdir),
+        comparisons=[
+            _compared(read_json(path), f"s{number}")
+            for number, path in enumerate(sorted(workdir.sweeps.glob("*/comparison.json")))
+        ],
         timings=tables.timings_table(findings.part("seconds")) if findings.part("seconds") else None,
         encoder=_encoder_facts(findings),
         config=_as_yaml(findings.part("config")),
@@ -129,6 +124,43 @@ def write_report(workdir: Workdir) -> Path:
     with write_whole(workdir.report) as temporary:
         temporary.write_text(html, encoding="utf-8", newline="\n")
     return workdir.report
+
+
+def write_comparison_page(comparison: Json, path: Path) -> None:
+    """Write the page of a comparison alone, for a work directory without a report."""
+    html = _environment().get_template("comparison.html.jinja").render(comparison=_compared(comparison, "s0"))
+    with write_whole(path) as temporary:
+        temporary.write_text(html, encoding="utf-8", newline="\n")
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["tweet"] = lambda text: tables.plain_line(str(text or ""), _MAX_TWEET_CHARS)
+    environment.filters["decimal"] = tables.decimal
+    environment.filters["name"] = tables.plain_name
+    return environment
+
+
+def _compared(comparison: Json, key: str) -> dict[str, Json]:
+    """Return what the page shows of a comparison."""
+    return {
+        "title": comparisons.title(comparison),
+        "why": tables.plain_line(comparison["why"], _MAX_TWEET_CHARS),
+        "tables": comparisons.overview_tables(comparison),
+        "details": comparisons.contrast_tables(comparison),
+        "main": comparisons.main_set(comparison),
+        "drawings": [
+            {"svg": Markup(one.svg), "caption": one.caption}  # noqa: S704  drawn here; every text in it is escaped
+            for one in comparisons.drawings(comparison, key)
+        ],
+        "notes": comparisons.notes(comparison),
+    }
 
 
 def _read_positives(workdir: Workdir, num_classes: int) -> Positives | None:

@@ -12,6 +12,7 @@ import io
 import math
 import re
 import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, MaxNLocator
 from numpy.typing import NDArray
 
-from scalemine.report.tables import BAND_NAMES
+from scalemine.report.tables import BAND_NAMES, plain_line
 
 # Green, blue and amber as in the paper, in the shades of Okabe and Ito, which the colour-blind tell apart.
 BAND_COLOURS = {1: "#009E73", 2: "#3B8FCC", 3: "#E69F00", 4: "#C0392B"}
@@ -278,6 +279,51 @@ def draw_positives(
         axes.yaxis.set_major_locator(MaxNLocator(6))
         axes.set_xlabel(f"Component 1 ({100 * shares[0]:.1f}% of the variance)", labelpad=8)
         axes.set_ylabel(f"Component 2 ({100 * shares[1]:.1f}% of the variance)", labelpad=8)
+        return _to_svg(figure, key, label)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A gain at one value of a setting, with its interval."""
+
+    value: float
+    effect: float
+    low: float
+    high: float
+
+
+def draw_gains(series: Mapping[str, Sequence[Gain]], x_name: str, y_name: str, *, key: str, label: str) -> str:
+    """Return gains by the value of a setting, with their intervals; a line per series.
+
+    Args:
+        series: By name, gains from the smallest value to the largest; at most seven, one for each colour.
+        x_name: What the setting is.
+        y_name: What the gain is of.
+        key: Begins every id in the figure; letters and digits.
+        label: What the figure shows, for those who do not see it.
+    """
+    values = sorted({gain.value for gains in series.values() for gain in gains})
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6, 3.8 + 0.25 * len(series)))
+        below = 0.25 * len(series) / (3.8 + 0.25 * len(series))
+        axes = figure.add_axes((0.13, 0.17, 0.84, 0.79 - below))
+        axes.axhline(0, color="#555555", linewidth=1)
+        for index, (name, gains) in enumerate(series.items()):
+            # Values are evenly spaced, in the manner of the paper; series stand side by side.
+            places = [values.index(gain.value) + 0.09 * (index - (len(series) - 1) / 2) for gain in gains]
+            effects = [gain.effect for gain in gains]
+            ends = [[gain.effect - gain.low for gain in gains], [gain.high - gain.effect for gain in gains]]
+            look = class_look(index)
+            axes.errorbar(
+                places, effects, np.maximum(ends, 0), color=look.colour, marker=look.marker, markersize=6, capsize=3,
+                linewidth=1.6, label=f" {plain_line(name, 60)}",
+            )  # fmt: skip
+        axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
+        axes.set_xlim(-0.5, len(values) - 0.5)
+        axes.yaxis.set_major_locator(MaxNLocator(6))
+        axes.set_xlabel(x_name, labelpad=8)
+        axes.set_ylabel(y_name, labelpad=8)
+        axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2, handlelength=1.8)
         return _to_svg(figure, key, label)
 
 

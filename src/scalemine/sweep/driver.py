@@ -20,6 +20,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 
 import yaml
@@ -139,6 +140,20 @@ class _Sweep:
             self._prepare(config, signals)
         return resources
 
+    def _check_folds(self, config: Config, prepared: Prepared) -> None:
+        """Refuse more folds than the rarest class has tweets: some folds would say nothing of it."""
+        if not config.train.folds or not config.train.stratify:
+            return
+        rows = prepared.family.rows(config, prepared.data)
+        strata = zip(rows.strata, rows.is_negative, strict=True)
+        counts = Counter(name for names, is_negative in strata if not is_negative for name in names)
+        name, number = min(counts.items(), key=itemgetter(1))
+        if number < config.train.folds:
+            raise InputError(
+                f"train.folds: {config.train.folds} folds want as many tweets of each class, "
+                f"{prepared.data.train.uri} has {number} of {name}; take fewer, or train.stratify=false"
+            )
+
     def _prepare(self, config: Config, signals: StopSignals | None = None) -> Prepared:
         """Return the data of a trial; what is shared by runs (imports, tokens, embeddings) is made here, once."""
         key = preparation_key(config)
@@ -146,6 +161,7 @@ class _Sweep:
             if config.train.is_baseline and self.scratch is None and signals is not None:
                 embed_examples(config, signals=signals)
             self.prepared[key] = prepare(config, signals=signals, scratch=self.scratch)
+            self._check_folds(config, self.prepared[key])
         return self.prepared[key]
 
     def _config(self, trial: Trial, seed: int) -> Config:

@@ -6,7 +6,7 @@ which runs belong to which trial; it is all that ``status`` and ``compare`` need
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -127,8 +127,24 @@ def find_sweeps(workdir: Workdir, name: str | None = None) -> list[Path]:
         raise InputError(f"{workdir.root}: no sweep here (expected sweeps/NAME/{PLAN}); scalemine sweep makes them")
     named = [folder for folder in found if name in (None, folder.name)]
     if not named:
-        raise InputError(f"{workdir.root}: no sweep {name!r} here; there are {', '.join(one.name for one in found)}")
+        raise InputError(f"{workdir.root}: no sweep {name!r} here (there are: {_names(found)})")
     return named
+
+
+def find_sweep(workdir: Workdir, name: str | None = None) -> Path:
+    """Return the folder of a sweep, or of the only one.
+
+    Raises:
+        InputError: There is no such sweep, or no name where there are several.
+    """
+    found = find_sweeps(workdir, name)
+    if len(found) > 1:
+        raise InputError(f"{workdir.root}: several sweeps here; name one with --sweep (there are: {_names(found)})")
+    return found[0]
+
+
+def _names(folders: Sequence[Path]) -> str:
+    return ", ".join(folder.name for folder in folders)
 
 
 def value_at(result: Mapping[str, Any], metric: str) -> float:

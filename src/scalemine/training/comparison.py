@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby
 from typing import Any, Final, Literal
 
@@ -35,6 +36,7 @@ MOST_PERMUTED: Final = 20  # 2^20 assignments of signs
 _TAIL: Final = 0.025  # on either side of a 95 % interval
 _EQUAL: Final = 1e-12  # differences that are smaller come of rounding
 _DRAWS_PER_CHUNK: Final = 1 << 20
+_MOST_KEPT: Final = 1 << 26  # draws: 256 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,17 +273,25 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return [min(1.0, float(one)) for one in adjusted_J]
 
 
-def verdict(difference: Difference, adjusted_p: float) -> str:
+def verdict(difference: Difference, adjusted_p: float, folds_p: float | None = None) -> str:
     """Return in words whether the other arm is better, with the 95 % interval, which is not adjusted.
+
+    Where the tweets are evidence and the folds are not, the difference is one of these models alone.
 
     Percent points for F1, precision and recall; per 1,000 negatives for false alarms, of which fewer are better. After
     "better" and "worse" the numbers are sizes; without evidence they are other minus base.
 
+    Args:
+        difference: By tweets.
+        adjusted_p: Its p-value, adjusted.
+        folds_p: The fold test's p-value, adjusted; None: there is no such test.
+
     Raises:
-        ValueError: The p-value is not in 0..1.
+        ValueError: A p-value is not in 0..1.
     """
-    if not 0 <= adjusted_p <= 1:
-        raise ValueError(f"adjusted p is {adjusted_p}: expected a number from 0 to 1")
+    for p in (adjusted_p, 0.0 if folds_p is None else folds_p):
+        if not 0 <= p <= 1:
+            raise ValueError(f"adjusted p is {p}: expected a number from 0 to 1")
     are_alarms = difference.measure == "false_alarms"
     effect, low, high = (
         (1 if are_alarms else 100) * one for one in (difference.effect, difference.low, difference.high)
@@ -291,7 +301,8 @@ def verdict(difference: Difference, adjusted_p: float) -> str:
     if effect < 0:
         effect, low, high = -effect, -high, -low
     is_better = (difference.effect < 0) == are_alarms
-    return f"{'better' if is_better else 'worse'} by {effect:z.1f} ({low:z.1f} to {high:z.1f})"
+    alone = " with these models; no evidence over folds" if folds_p is not None and folds_p >= LEVEL else ""
+    return f"{'better' if is_better else 'worse'} by {effect:z.1f} ({low:z.1f} to {high:z.1f}){alone}"
 
 
 def fold_means(values: Mapping[tuple[Hashable, Hashable], float]) -> dict[Hashable, float]:
@@ -373,12 +384,17 @@ def _compare(
     differences_R = np.zeros(rounds)
     generator = np.random.default_rng(seed)
     num_tweets = 0
-    for ids, sharing in groupby(runs, key=lambda run: run[0]):
+    sets = [(ids, list(sharing)) for ids, sharing in groupby(runs, key=lambda run: run[0])]
+    for ids, sharing in sets:
         counts_NSAK = np.stack([counts_NAK for _, counts_NAK in sharing], axis=1)
         num_tweets += len(ids)
-        for part, drawn_CN in _draws(len(ids), rounds, generator):
+        is_kept = len(sets) == 1 and len(ids) * rounds <= _MOST_KEPT
+        draws = _kept_draws(len(ids), rounds, seed) if is_kept else _draws(len(ids), rounds, generator)
+        for part, drawn_CN in draws:
             # Whole numbers: their sums are exact.
-            sums_CSAK = (drawn_CN @ counts_NSAK.reshape(len(ids), -1)).reshape(-1, *counts_NSAK.shape[1:])
+            sums_CSAK = (drawn_CN.astype(np.float64) @ counts_NSAK.reshape(len(ids), -1)).reshape(
+                -1, *counts_NSAK.shape[1:]
+            )
             values_CSA = rate(sums_CSAK)
             differences_R[part] += (values_CSA[..., 1] - values_CSA[..., 0]).sum(axis=1)
     differences_R /= len(runs)
@@ -390,14 +406,20 @@ def _compare(
     return Difference(measure, base, other, other - base, low, high, p, num_tweets, len(runs))
 
 
-def _draws(num_tweets: int, rounds: int, generator: np.random.Generator) -> Iterator[tuple[slice, Floats]]:
+@lru_cache(maxsize=1)
+def _kept_draws(num_tweets: int, rounds: int, seed: int) -> list[tuple[slice, NDArray[np.uint32]]]:
+    """Return what ``_draws`` yields first: many arms and measures are compared on one test set after another."""
+    return list(_draws(num_tweets, rounds, np.random.default_rng(seed)))
+
+
+def _draws(num_tweets: int, rounds: int, generator: np.random.Generator) -> Iterator[tuple[slice, NDArray[np.uint32]]]:
     """Yield some rounds, and how often they draw each tweet, ``(C, N)``; the chunks bound the memory alone."""
     per_chunk = max(1, _DRAWS_PER_CHUNK // num_tweets)
     for first in range(0, rounds, per_chunk):
         num = min(per_chunk, rounds - first)
         cells_CN = generator.integers(num_tweets, size=(num, num_tweets)) + num_tweets * np.arange(num)[:, None]
         drawn_CN = np.bincount(cells_CN.ravel(), minlength=cells_CN.size).reshape(num, num_tweets)
-        yield slice(first, first + num), drawn_CN.astype(np.float64)
+        yield slice(first, first + num), drawn_CN.astype(np.uint32)
 
 
 def _measure(counts_3: Floats, measure: Measure) -> Floats:
