@@ -1,7 +1,11 @@
 from __future__ import annotations
 
 import math
+import os
+import socket
 import statistics
+import subprocess
+import sys
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -185,6 +189,17 @@ def test_trials_that_are_yet_to_be_chosen_are_waited_for(tmp_path: Path) -> None
 
 
 # Whether it lives
+
+
+def test_a_process_that_was_killed_is_at_no_run(tmp_path: Path) -> None:
+    sweep = Sweep(tmp_path)
+    ended = subprocess.run([sys.executable, "-Sc", "import os; print(os.getpid())"], capture_output=True, text=True)
+    for run, pid in (("a-0-7", int(ended.stdout)), ("b-0-7", os.getpid())):
+        mark = {"host": socket.gethostname(), "pid": pid, "since": time.time()}
+        write_json(sweep.workdir.runs / run / MARK, mark)
+    found = sweep.read()
+    assert (trial(found, "a").running, trial(found, "b").running) == ((), ("fold 1 seed 7",))
+    assert found.waiting == 5
 
 
 @pytest.mark.parametrize("state", ["finished", "stopped"])

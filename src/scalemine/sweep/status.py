@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
+import socket
 import statistics
 import time
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import psutil
 
 from scalemine.report.tables import MISSING, Cell, Column, Table, duration, plain_name
 from scalemine.store import Workdir, read_json
@@ -143,7 +146,7 @@ class StatusReader:
                 num_failed += 1
             elif found is not None:
                 values[run.fold, run.seed] = found[0]
-            elif is_alive and (self._workdir.runs / run.run / MARK).exists():
+            elif is_alive and self._is_at_work(run):
                 running.append(self._under_way(run))
         score = summarise(values) if values and not any(map(math.isnan, values.values())) else None
         wanted = len(trial.runs)
@@ -165,6 +168,14 @@ class StatusReader:
                 return None
             known = self._results[run.run] = key, value_at(result, metric), result.get("total_seconds", math.nan)
         return known[1:]
+
+    def _is_at_work(self, run: PlannedRun) -> bool:
+        """Say whether a process is at a run; one that was killed has left its mark."""
+        try:
+            mark = read_json(self._workdir.runs / run.run / MARK)
+        except FileNotFoundError:
+            return False
+        return mark["host"] != socket.gethostname() or bool(psutil.pid_exists(mark["pid"]))
 
     def _under_way(self, run: PlannedRun) -> str:
         """Say which run it is, and in which epoch."""
