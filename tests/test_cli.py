@@ -488,6 +488,123 @@ def test_train_evaluate_and_score(call: Any, tagged: Path, tmp_path: Path) -> No
 
 
 @pytest.fixture
+def swept(tagged: Path, tmp_path: Path) -> Path:
+    """Write the configuration of a quick sweep: two trials in two folds."""
+    values = yaml.safe_load(tagged.read_text())
+    del values["train"]["name"]
+    values["train"] |= {"folds": 2, "epochs": 2}
+    values["sweep"] = {"space": {"train.head_lr": [0.05, 0.02]}}
+    path = tmp_path / "rates.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+def test_sweep_and_status(call: Any, swept: Path, tmp_path: Path) -> None:
+    workdir = tmp_path / "work"
+    plan = call("sweep", swept, "--dry-run")
+    assert plan.code == 0, plan.err
+    assert plan.out.startswith("sweep rates: 2 trials x 2 fold(s) x 1 seed(s) = 4 runs; 0 finished\n")
+    assert len(re.findall(r"train\.head_lr=0\.0[52]: 2 to do$", plan.out, re.MULTILINE)) == 2
+    assert not workdir.exists()
+
+    done = call("sweep", swept)
+    assert done.code == 0, done.err
+    for label in ("head_lr=0.05", "head_lr=0.02"):
+        assert re.search(rf"{label} +2/2 +[01]\.\d{{4}} ± ", done.out), done.out
+    assert "sweep rates, finished: 4 done, 0 running, 0 waiting, best head_lr=0.0" in done.out
+    configs = workdir / "sweeps" / "rates" / "configs"
+    assert f"each trial's configuration: {configs}; all scores: {workdir / 'results.parquet'}" in done.out
+    assert len(list(configs.glob("*.yaml"))) == 2
+    assert len(set(pq.read_table(workdir / "results.parquet")["run"].to_pylist())) == 4
+    assert "epoch" not in done.err  # what runs say is in their logs
+    assert len(list((workdir / "sweeps" / "rates" / "logs").iterdir())) == 4
+
+    before = state(workdir / "runs")
+    status = call("status", workdir)
+    assert status.code == 0
+    assert status.out == done.out[: done.out.index("to compare: ")]
+    assert call("sweep", swept, "--dry-run").out.count("2 finished\n") == 2
+    again = call("sweep", swept)
+    assert (again.code, again.out) == (0, done.out)
+    assert state(workdir / "runs") == before
+
+
+def test_status_of_several_sweeps(call: Any, swept: Path, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        swept_again = ["--set", f"sweep.name={name}", "--set", "sweep.space={train.head_lr: [0.05]}"]
+        assert call("sweep", swept, *swept_again, "--set", "train.epochs=1").code == 0
+    both, one = call("status", tmp_path / "work"), call("status", tmp_path / "work", "--sweep", "one")
+    assert ("sweep one, " in both.out, "sweep two, " in both.out) == (True, True)
+    assert ("sweep one, " in one.out, "sweep two, " in one.out) == (True, False)
+    other = call("status", tmp_path / "work", "--sweep", "three")
+    assert other.code == 2
+    assert "no sweep 'three' here (there are: one, two)" in other.refusal
+
+
+def test_a_sweep_with_runs_that_failed(call: Any, swept: Path, tmp_path: Path) -> None:
+    wild = [
+        "--set",
+        "sweep.space={train.head_lr: [0.05, 1.0e30]}",
+        "--set",
+        "train.clip=1.0e30",
+        "--set",
+        "train.batch_size=2",
+    ]
+    ended = call("sweep", swept, *wild)
+    assert ended.code == 1
+    assert "2 runs failed; the others are kept: call again to try them anew" in ended.refusal
+    failed = [line for line in ended.out.splitlines() if line.startswith("failed: ")]
+    assert len(failed) == 2
+    assert all("stopped; the checkpoint before it is kept" in line for line in failed)
+    assert "2 done, 0 running, 0 waiting, 2 failed, best head_lr=0.05" in ended.out
+    assert "2 failed, best" in call("status", tmp_path / "work").out
+    finished = state(tmp_path / "work" / "runs").items() & {
+        (path, path.stat().st_mtime_ns) for path in tmp_path.glob("work/runs/*/result.json")
+    }
+    assert len(finished) == 2
+    assert call("sweep", swept, *wild).code == 1
+    assert finished <= state(tmp_path / "work" / "runs").items()
+
+
+@pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_metric_that_no_run_has(call: Any, swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("scalemine.cli.LOG_INTERVAL", 0.02)
+    for _ in range(2):  # also where results are there from the start
+        ended = call("sweep", swept, "--set", "sweep.metric=held_out.f2")
+        assert ended.code == 2
+        assert re.search(r"sweep\.metric: held_out\.f2: run \S+ has no 'f2' there, but ", ended.refusal)
+    assert call("status", tmp_path / "work").code == 2
+    assert call("sweep", swept).code == 0
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["train.name=one"], "train.name: would give all runs one name"),
+        (["sweep.concurrency=2"], "sweep.concurrency: 2 runs at a time want workers; give --executor ray"),
+        (["sweep.space={train.lernrate: [1]}"], "train.lernrate: unknown key"),
+        (["sweep.space={train.lr: {uniform: [0, 1]}}"], "a grid wants lists"),
+        (["sweep.space={train.folds: [2, 3]}"], "train.folds"),
+        (["train.train_uri=nowhere.parquet"], "no such file: nowhere.parquet"),
+    ],
+)
+@pytest.mark.parametrize("dry_run", [[], ["--dry-run"]])
+def test_bad_input_of_sweeps(
+    call: Any, swept: Path, tmp_path: Path, overrides: list[str], expected: str, dry_run: list[str]
+) -> None:
+    ended = call("sweep", swept, *dry_run, *(word for one in overrides for word in ("--set", one)))
+    assert ended.code == 2
+    assert expected in ended.refusal
+    assert not (tmp_path / "work" / "runs").exists()
+
+
+def test_status_of_a_folder_without_sweeps(call: Any, tmp_path: Path) -> None:
+    ended = call("status", tmp_path)
+    assert ended.code == 2
+    assert f"{tmp_path}: no sweep here (expected sweeps/NAME/plan.json)" in ended.refusal
+
+
+@pytest.fixture
 def labelled(tmp_path: Path) -> Path:
     """Write labelled tweets, a tiny encoder, and the configuration of a quick classifier; return the last."""
     for name, number in (("train", 60), ("test", 30)):

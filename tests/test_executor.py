@@ -176,6 +176,29 @@ def test_two_items_are_in_flight_and_no_more(kind: str, request: pytest.FixtureR
     assert max(outcome.result or 0 for outcome in outcomes) == IN_FLIGHT
 
 
+def test_one_item_at_a_time_where_that_is_wanted(executor: Executor, tmp_path: Path) -> None:
+    def make_worker() -> Worker:
+        lock = threading.Lock()
+
+        def work(item: int) -> bool:
+            is_first = not (tmp_path / str(item)).exists()
+            (tmp_path / str(item)).touch()
+            is_alone = lock.acquire(blocking=False)
+            time.sleep(0.05)
+            if is_alone:
+                lock.release()
+            if item == 2 and is_first:
+                raise OSError("once")  # what is tried again is no exception to it
+            return is_alone
+
+        return work
+
+    outcomes = by_item(executor.map(make_worker, range(8), in_flight=1))
+    assert sorted(outcomes) == list(range(8))
+    assert {outcome.error for outcome in outcomes.values()} == {None}
+    assert all(outcome.result for outcome in outcomes.values())
+
+
 def test_worker_that_cannot_be_set_up_inline() -> None:
     def make_worker() -> Worker:
         raise ValueError("no such model")

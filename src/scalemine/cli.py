@@ -425,6 +425,7 @@ def _watch(workdir: Workdir, name: str) -> Iterator[None]:
     from rich.live import Live
     from rich.text import Text
 
+    from scalemine.config import InputError
     from scalemine.report.tables import render_table
     from scalemine.sweep.plan import PLAN
     from scalemine.sweep.status import StatusReader, status_table
@@ -440,7 +441,10 @@ def _watch(workdir: Workdir, name: str) -> Iterator[None]:
             while not ended.wait(2.0 if is_terminal else LOG_INTERVAL):
                 if not (folder / PLAN).exists():
                     continue
-                found = reader.read()
+                try:
+                    found = reader.read()
+                except InputError:  # such as a metric that is not there; the sweep itself says so
+                    continue
                 if live is not None:
                     table = status_table(found, max(5, console.height - 8))
                     live.update(Group(render_table(table, console.width), Text(found.line())), refresh=True)

@@ -1,9 +1,19 @@
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -256,3 +266,109 @@ def test_a_look_writes_nothing_and_says_what_is_to_be_done(data, tmp_path):
     assert lines[0].endswith("= 8 runs; 4 finished")
     assert "for 4 runs" in lines[2]
     assert lines[3].endswith("4 finished")
+
+
+# Sweeps that are killed
+
+
+@contextlib.contextmanager
+def command(config: Path) -> Iterator[subprocess.Popen[str]]:
+    """Run a sweep as a program in a session of its own."""
+    arguments = [sys.executable, "-m", "scalemine", "sweep", str(config)]
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    with (
+        config.with_suffix(".out").open("a") as out,
+        subprocess.Popen(arguments, stdout=out, stderr=out, text=True, env=environment, start_new_session=True) as one,
+    ):
+        try:
+            yield one
+        finally:
+            if one.poll() is None:
+                kill(one)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """End a program and nothing else, and see that its workers end by themselves."""
+    started = psutil.Process(process.pid).children(recursive=True)
+    # Agents of Ray, which hold no run, take a minute to see that they are alone.
+    started = [one for one in started if "Agent" not in one.name()]
+    process.kill()
+    process.wait()
+    _, left = psutil.wait_procs(started, timeout=60)
+    for one in left:
+        one.kill()
+    assert not left, f"still running: {left}"
+
+
+def finished(workdir: Path) -> dict[Path, int]:
+    """Return the results that are there, and when they were written."""
+    return {path: path.stat().st_mtime_ns for path in workdir.glob("runs/*/result.json")}
+
+
+def wait_for(process: subprocess.Popen[str], workdir: Path, number: int) -> None:
+    """Wait for so many results more than there are."""
+    number += len(finished(workdir))
+    while len(finished(workdir)) < number:
+        assert process.poll() is None, "the sweep ended before it could be killed"
+        time.sleep(0.05)
+
+
+def worker_at_work(workdir: Path) -> int:
+    """Return the number of a process that is at a run."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for path in workdir.glob(f"runs/*/{runner.MARK}"):
+            with contextlib.suppress(FileNotFoundError, psutil.NoSuchProcess):
+                mark = read_json(path)
+                # Not one that a process left when it was killed.
+                if psutil.Process(mark["pid"]).create_time() < mark["since"] and time.time() - mark["since"] < 5:
+                    return int(mark["pid"])
+        time.sleep(0.02)
+    raise AssertionError("no process is at a run")
+
+
+def all_results(workdir: Path) -> pa.Table:
+    table = pq.read_table(Workdir(workdir).results)
+    return table.sort_by([(name, "ascending") for name in table.column_names])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_sweep_that_is_killed_again_and_again_ends_like_one_that_is_not(data, tmp_path):
+    seed = random.randrange(10**6)
+    print("chance:", seed)  # noqa: T201  what to look for again where it fails
+    chance = random.Random(seed)
+    configs = {}
+    for name in ("unbroken", "broken"):
+        values = settings(data, tmp_path / name, folds=2, epochs=40, patience=40, checkpoint_steps=5)
+        values["compute"] = {"executor": "ray", "threads": 1}
+        options = {"name": "one", "space": {"train.hidden": [4, 6, 8]}, "seeds": [1, 2], "metric": "test.f1"}
+        values["sweep"] = options | {"concurrency": 2, "cpus_per_run": 1}
+        configs[name] = tmp_path / f"{name}.yaml"
+        configs[name].write_text(yaml.safe_dump(values))
+    with command(configs["unbroken"]) as process:
+        assert process.wait() == 0, configs["unbroken"].with_suffix(".out").read_text()
+
+    workdir, config = tmp_path / "broken", configs["broken"]
+    before: dict[Path, int] = {}
+    for _ in range(2):
+        with command(config) as process:
+            wait_for(process, workdir, chance.randint(1, 3))
+            time.sleep(chance.uniform(0, 2))
+            kill(process)
+        assert before.items() <= finished(workdir).items()
+        before = finished(workdir)
+        assert 0 < len(before) < 12
+    with command(config) as process:
+        victim = worker_at_work(workdir)
+        time.sleep(chance.uniform(0, 2))
+        os.kill(victim, signal.SIGKILL)
+        assert process.wait() == 0, config.with_suffix(".out").read_text()
+    assert "a worker died and is replaced" in config.with_suffix(".out").read_text()
+    assert before.items() <= finished(workdir).items()
+    assert len(finished(workdir)) == 12
+    assert all_results(workdir).equals(all_results(tmp_path / "unbroken"))
+    assert len(all_results(workdir)) > 12
+    assert any("going on from step" in path.read_text() for path in workdir.glob("sweeps/one/logs/*.log"))
+    assert not list(workdir.glob(f"runs/*/{runner.MARK}"))
+    assert not list(workdir.rglob("checkpoint*"))

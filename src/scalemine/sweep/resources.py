@@ -98,7 +98,7 @@ def resources_of(config: Config, trials: list[Config]) -> Resources:
     if is_here:
         _check_cores(found)
         _check_memory(found)
-        _check_gpus(found)
+        _check_gpus(found, is_wanted=config.train.device != "cpu")
     return found
 
 
@@ -130,14 +130,18 @@ def _check_memory(found: Resources) -> None:
         )
 
 
-def _check_gpus(found: Resources) -> None:
+def _check_gpus(found: Resources, *, is_wanted: bool) -> None:
     import torch
 
     there = torch.cuda.device_count()
-    wanted = found.concurrency * (found.gpus or 0.0)
+    each = found.gpus
+    if each is None:
+        each = float(found.processes) if is_wanted and there else 0.0
+    # A share is of one GPU: two of 0.6 do not fit on one, and a third one has no place on two.
+    wanted = math.ceil(found.concurrency / math.floor(1 / each)) if 0 < each < 1 else found.concurrency * each
     if wanted > there:
         raise InputError(
-            f"sweep.gpus_per_run: {found.concurrency} runs with {found.gpus:g} GPU(s) want {wanted:g}, this machine "
+            f"sweep.gpus_per_run: {found.concurrency} runs with {each:g} GPU(s) want {wanted:g}, this machine "
             f"has {there}; lower sweep.concurrency or sweep.gpus_per_run"
         )
     if found.memory_fraction and found.gpus and found.memory_fraction * math.floor(1 / min(found.gpus, 1.0)) > 1:

@@ -85,7 +85,7 @@ class Runner:
         # Several processes hold their run themselves.
         held = hold_run(folder, wait_seconds=_WAIT_SECONDS) if unit.config.train.processes == 1 else _nothing()
         try:
-            with _mark(folder), _log_to(self._logs / f"{unit.run}.log"), held:
+            with _log_to(self._logs / f"{unit.run}.log"), held, _mark(folder):
                 prepared = self._prepare(unit.config)
                 run_split(unit.config, prepared, prepared.split(unit.fold), signals=self._stop, redo=unit.redo)
         except Stopped:
@@ -121,12 +121,13 @@ def _mark(folder: Path) -> Iterator[None]:
 def _log_to(path: Path) -> Iterator[None]:
     """Send what this thread says to a file alone: of many runs, nobody wants to see each epoch."""
     logger, thread = logging.getLogger("scalemine"), threading.get_ident()
+    own_level, level = logger.level, logger.getEffectiveLevel()
 
     def is_of_run(record: logging.LogRecord) -> bool:
         return record.thread == thread
 
     def is_of_others(record: logging.LogRecord) -> bool:
-        return record.thread != thread
+        return record.thread != thread and record.levelno >= level
 
     path.parent.mkdir(parents=True, exist_ok=True)
     handler = logging.FileHandler(path, encoding="utf-8")
@@ -136,12 +137,12 @@ def _log_to(path: Path) -> Iterator[None]:
     for other in others:
         other.addFilter(is_of_others)
     logger.addHandler(handler)
-    if logger.getEffectiveLevel() > logging.INFO:  # in a worker nobody has set it
-        logger.setLevel(logging.INFO)
+    logger.setLevel(min(level, logging.INFO))  # in a worker nobody has set it
     try:
         yield
     finally:
         logger.removeHandler(handler)
         handler.close()
+        logger.setLevel(own_level)
         for other in others:
             other.removeFilter(is_of_others)

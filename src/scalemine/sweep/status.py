@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import math
+import socket
 import statistics
 import time
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+
+import psutil
 
 from scalemine.report.tables import MISSING, Cell, Column, Table, duration, plain_name
 from scalemine.store import Workdir, read_json
@@ -105,11 +108,11 @@ class SweepStatus:
 
 
 class StatusReader:
-    """Reads how far a sweep has come, again and again; what is finished is read once."""
+    """Reads how far a sweep has come, again and again; a result is read once."""
 
     def __init__(self, workdir: Workdir, folder: Path) -> None:
         self._workdir, self._folder = workdir, folder
-        self._results: dict[str, tuple[float, float]] = {}
+        self._results: dict[str, tuple[tuple[str, int], float, float]] = {}
 
     def read(self) -> SweepStatus:
         """Return how far it has come."""
@@ -118,11 +121,12 @@ class StatusReader:
         state: State = "interrupted" if is_silent else progress["state"]
         failed: dict[str, str] = progress["failed"]
         trials = tuple(self._trial(plan, trial, state == "running", failed) for trial in plan.trials)
-        wanted = sum(one.wanted for one in trials) + (plan.num_trials - len(trials)) * plan.runs_per_trial
-        done = sum(one.done for one in trials)
-        waiting = max(0, wanted - done - sum(len(one.running) + one.failed for one in trials))
-        seconds = [seconds for _, seconds in self._results.values() if not math.isnan(seconds)]
-        left = statistics.median(seconds) * (wanted - done) / plan.concurrency if seconds else None
+        unfinished = sum(one.wanted - one.done - one.failed for one in trials)
+        if state != "finished":  # a search that proposes one trial twice makes fewer
+            unfinished += (plan.num_trials - len(trials)) * plan.runs_per_trial
+        waiting = unfinished - sum(len(one.running) for one in trials)
+        seconds = [seconds for _, _, seconds in self._results.values() if not math.isnan(seconds)]
+        left = statistics.median(seconds) * unfinished / plan.concurrency if seconds else None
         where = f"process {progress['pid']} on {progress['host']}"
         return SweepStatus(plan, state, where, trials, waiting, failed, left)
 
@@ -142,22 +146,36 @@ class StatusReader:
                 num_failed += 1
             elif found is not None:
                 values[run.fold, run.seed] = found[0]
-            elif is_alive and (self._workdir.runs / run.run / MARK).exists():
+            elif is_alive and self._is_at_work(run):
                 running.append(self._under_way(run))
         score = summarise(values) if values and not any(map(math.isnan, values.values())) else None
         wanted = len(trial.runs)
-        if trial.stopped is not None:
-            wanted = trial.stopped * len(plan.seeds)
+        if trial.stopped is not None:  # an earlier call may have gone further
+            wanted = max(trial.stopped * len(plan.seeds), len(values) + num_failed)
         return TrialStatus(trial, len(values), wanted, tuple(running), num_failed, score)
 
     def _result(self, run: PlannedRun, metric: str) -> tuple[float, float] | None:
         """Return score and seconds of a run that is finished."""
-        if run.run not in self._results:
-            result = read_result(self._workdir.runs / run.run)
-            if result is None:
+        folder = self._workdir.runs / run.run
+        try:
+            key = metric, (folder / "result.json").stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+        known = self._results.get(run.run)
+        if known is None or known[0] != key:
+            result = read_result(folder)
+            if result is None:  # discarded just now
                 return None
-            self._results[run.run] = value_at(result, metric), result.get("total_seconds", math.nan)
-        return self._results[run.run]
+            known = self._results[run.run] = key, value_at(result, metric), result.get("total_seconds", math.nan)
+        return known[1:]
+
+    def _is_at_work(self, run: PlannedRun) -> bool:
+        """Say whether a process is at a run; one that was killed has left its mark."""
+        try:
+            mark = read_json(self._workdir.runs / run.run / MARK)
+        except FileNotFoundError:
+            return False
+        return mark["host"] != socket.gethostname() or bool(psutil.pid_exists(mark["pid"]))
 
     def _under_way(self, run: PlannedRun) -> str:
         """Say which run it is, and in which epoch."""
