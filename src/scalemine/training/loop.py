@@ -370,6 +370,11 @@ class _Loop:
         """Score the model, keep it where it is the best so far, and write a checkpoint."""
         progress = self.progress
         self.model.eval()
+        if not all(bool(one.isfinite().all()) for one in self.model.parameters() if one.requires_grad):
+            raise RunError(
+                f"weights are no numbers after step {progress.step} (epoch {progress.epoch + 1}): stopped; the "
+                f"checkpoint before it is kept in {self.folder}; lower train.lr"
+            )
         score = self.task.evaluate(self.accelerator)
         progress.epoch += 1
         progress.epoch_step = 0
