@@ -210,6 +210,14 @@ def test_a_score_of_zero_is_a_score(tmp_path):
     assert (found.best, found.best_epoch, len(found.history)) == (0.0, 1, 3)
 
 
+def test_weights_that_break_in_the_last_step_of_an_epoch_are_not_scored(tmp_path):
+    task = Regression()
+    task.evaluate = lambda _: pytest.fail("scored")
+    task.parameter_groups = lambda: [{"params": list(task.model.parameters()), "lr": 1e38, "weight_decay": 10.0}]
+    with pytest.raises(RunError, match=r"weights are no numbers after step 1 \(epoch 1\).*lower train.lr"):
+        run(task, tmp_path, batch_size=NUM_ROWS)
+
+
 def test_a_loss_that_is_no_number_names_the_rows(tmp_path):
     with pytest.raises(RunError, match="row-13") as caught:
         run(Regression(poison=13), tmp_path, checkpoint_steps=1, batch_size=2)
