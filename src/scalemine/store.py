@@ -192,6 +192,17 @@ def _short(value: Json) -> str:
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+# In a run's folder: how far it has come, and what came out.
+STATE, RESULT = "checkpoint.json", "result.json"
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """Return the result of a run, or None where it is not finished."""
+    path = folder / RESULT
+    found: dict[str, Any] | None = read_json(path) if path.exists() else None
+    return found
+
+
 @dataclass(frozen=True)
 class Workdir:
     """The names of everything one experiment writes."""

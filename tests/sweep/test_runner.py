@@ -16,11 +16,11 @@ import pytest
 
 from scalemine.config import Config, InputError, RunError
 from scalemine.executor import Stopped
-from scalemine.store import Workdir, read_json
+from scalemine.store import STATE, Workdir, read_json
 from scalemine.sweep import runner as module
-from scalemine.sweep.runner import LOGS, MARK, STOP, Ran, Runner, Unit
+from scalemine.sweep.plan import MARK
+from scalemine.sweep.runner import LOGS, STOP, Ran, Runner, Unit
 from scalemine.training import runs
-from scalemine.training.loop import STATE
 from scalemine.training.processes import LOCK, StopFile, hold_run
 from scalemine.training.runs import prepare, run_state
 from training.tweets import config, equal, weights

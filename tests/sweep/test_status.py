@@ -14,14 +14,12 @@ from typing import Any
 import pytest
 
 from scalemine.config import InputError
-from scalemine.store import Workdir, write_json
+from scalemine.store import STATE, Workdir, write_json
 from scalemine.sweep import status
-from scalemine.sweep.driver import PROGRESS
-from scalemine.sweep.plan import Plan, PlannedRun, PlannedTrial
-from scalemine.sweep.runner import MARK
+from scalemine.sweep.plan import MARK, PROGRESS, Plan, PlannedRun, PlannedTrial
 from scalemine.sweep.status import SILENCE, StatusReader, SweepStatus, TrialStatus, status_table
 from scalemine.training import runs
-from scalemine.training.loop import STATE, Progress
+from scalemine.training.loop import Progress
 
 
 class Sweep:
@@ -156,7 +154,7 @@ def test_failed_runs(tmp_path: Path) -> None:
     one = trial(found, "a")
     assert (one.done, one.failed, one.running) == (1, 1, ())
     assert found.waiting == 4
-    assert "1 done, 0 running, 4 waiting, 1 failed, best lr=a 0.5000 (1 of 2 runs)" in found.line()
+    assert "1 done, 0 running, 4 waiting, 1 failed, best 0.5000 by lr=a (1 of 2 runs)" in found.line()
 
 
 def test_a_stopped_trial_wants_no_more(tmp_path: Path) -> None:
@@ -210,7 +208,7 @@ def test_nothing_runs_after_the_end(tmp_path: Path, state: str) -> None:
     sweep.progress(state, ago=10 * SILENCE)
     found = sweep.read()
     assert (found.state, found.running, found.waiting) == (state, 0, 5)
-    assert found.line() == f"sweep lr, {state}: 1 done, 0 running, 5 waiting, best lr=a 0.5000 (1 of 2 runs)"
+    assert found.line() == f"sweep lr, {state}: 1 done, 0 running, 5 waiting, best 0.5000 by lr=a (1 of 2 runs)"
 
 
 def test_a_sweep_that_gives_no_sign_of_life_was_interrupted(tmp_path: Path) -> None:
@@ -307,7 +305,7 @@ def scored(tmp_path: Path, **values: float) -> Sweep:
 def test_the_best_come_first_and_those_without_a_score_last(tmp_path: Path, mode: Any, expected: str) -> None:
     found = scored(tmp_path, mode=mode, a=-1.0, b=0.5, d=2.0).read()
     assert "".join(order(found)) == expected
-    assert f"best lr={expected[0]} " in found.line()
+    assert f" by lr={expected[0]} " in found.line()
 
 
 def test_the_table(tmp_path: Path) -> None:

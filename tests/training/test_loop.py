@@ -10,9 +10,9 @@ from torch import nn
 
 from scalemine.config import RunError
 from scalemine.executor import Stopped, StopSignals
-from scalemine.store import read_json
+from scalemine.store import STATE, read_json
 from scalemine.training import loop as module
-from scalemine.training.loop import BEST, STATE, Plan, RateCheck, fit, predict_rows, rate
+from scalemine.training.loop import BEST, Plan, RateCheck, fit, predict_rows, rate
 
 NUM_ROWS, DIM = 22, 3
 

@@ -10,9 +10,9 @@ import pytest
 from filelock import FileLock
 
 from scalemine.config import Config
+from scalemine.store import read_result
 from scalemine.training import worker
 from scalemine.training.processes import FAILURE, LOCK, STOPPED
-from scalemine.training.runs import read_result
 
 
 @pytest.fixture

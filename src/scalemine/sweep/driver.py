@@ -29,18 +29,18 @@ import yaml
 from scalemine.config import Config, InputError
 from scalemine.executor import Executor, StopSignals, make_executor
 from scalemine.frozen import embed_examples
-from scalemine.store import Workdir, write_json, write_whole
+from scalemine.store import RESULT, Workdir, read_result, write_json, write_whole
 from scalemine.sweep.halving import survivors
-from scalemine.sweep.plan import Plan, PlannedRun, PlannedTrial, value_at
+from scalemine.sweep.plan import MARK, PROGRESS, Plan, PlannedRun, PlannedTrial, value_at
 from scalemine.sweep.resources import Resources, resources_of
-from scalemine.sweep.runner import MARK, STOP, Ran, Runner, Unit
+from scalemine.sweep.runner import STOP, Ran, Runner, Unit
 from scalemine.sweep.space import TpeSearcher, Trial, grid, random_trials, seeds_of
 from scalemine.training.family import DEV, HELD_OUT
-from scalemine.training.runs import Prepared, RunState, preparation_key, prepare, read_result, run_state, write_results
+from scalemine.training.runs import Prepared, RunState, preparation_key, prepare, run_state, write_results
 
 logger = logging.getLogger(__name__)
 
-PROGRESS, CONFIGS = "progress.json", "configs"
+CONFIGS = "configs"
 # Seconds between signs of life, and between writings of results.parquet.
 HEARTBEAT, RESULTS = 5.0, 60.0
 
@@ -225,7 +225,7 @@ class _Sweep:
             return "nothing is left to do"
         names = {run.run for trial in self.planned.values() for run in trial.runs}
         model = self.config.train.model
-        found = [read_result(path.parent) for path in self.workdir.runs.glob("*/result.json")]
+        found = [read_result(path.parent) for path in self.workdir.runs.glob(f"*/{RESULT}")]
         results = [result for result in found if result and "total_seconds" in result]
         alike = [one for one in results if one["name"] in names] or [one for one in results if one["model"] == model]
         if not alike:

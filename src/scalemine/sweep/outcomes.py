@@ -16,11 +16,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from scalemine.store import Json, Workdir
+from scalemine.store import Json, Workdir, read_result
 from scalemine.sweep.plan import Plan, PlannedTrial, read_plan
 from scalemine.training.comparison import Alarms, Counts
 from scalemine.training.multilabel.data import read_predictions
-from scalemine.training.runs import read_result
 from scalemine.training.tagging.labels import OUTSIDE, spans_of_tags
 from scalemine.training.tagging.metrics import ALL_NEGATIVES
 

@@ -14,7 +14,8 @@ from typing import Any, Literal
 from scalemine.config import InputError
 from scalemine.store import Workdir, read_json, write_json
 
-PLAN = "plan.json"
+# In a sweep's folder: what it consists of, and that it is going on; in a run's: that a process is at it.
+PLAN, PROGRESS, MARK = "plan.json", "progress.json", ".running.json"
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,10 @@ from typing import Literal
 from scalemine.config import Config, InputError, RunError
 from scalemine.executor import Stopped
 from scalemine.store import Workdir, write_json
+from scalemine.sweep.plan import MARK
 from scalemine.training.processes import StopFile, hold_run
 from scalemine.training.runs import Prepared, preparation_key, prepare, run_split
 
-# In a run's folder: that a process is at it.
-MARK = ".running.json"
 # In a sweep's folder: a request to stop, and what its runs say.
 STOP, LOGS = ".stop", "logs"
 # How long processes of a killed call may go on.

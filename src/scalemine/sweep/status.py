@@ -15,13 +15,9 @@ from typing import Any, Literal
 import psutil
 
 from scalemine.report.tables import MISSING, Cell, Column, Table, duration, plain_name
-from scalemine.store import Workdir, read_json
-from scalemine.sweep.driver import PROGRESS
-from scalemine.sweep.plan import Plan, PlannedRun, PlannedTrial, read_plan, value_at
-from scalemine.sweep.runner import MARK
+from scalemine.store import STATE, Workdir, read_json, read_result
+from scalemine.sweep.plan import MARK, PROGRESS, Plan, PlannedRun, PlannedTrial, read_plan, value_at
 from scalemine.training.comparison import Summary, summarise
-from scalemine.training.loop import STATE
-from scalemine.training.runs import read_result
 
 # A sweep that has given no sign of life for so long has ended.
 SILENCE = 60.0

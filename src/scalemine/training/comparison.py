@@ -23,7 +23,6 @@ from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 Floats = NDArray[np.float64]
 Rate = Callable[[Floats], Floats]
@@ -231,6 +230,8 @@ def fold_test(base: Sequence[float], other: Sequence[float], *, test_share: floa
 
     Source: Nadeau and Bengio 2003; Bouckaert and Frank 2004. Permutation: Fisher 1935, Pitman 1937.
     """
+    from scipy import stats  # slow to load, and of use here alone
+
     base_J, other_J = np.asarray(base, np.float64), np.asarray(other, np.float64)
     if base_J.ndim != 1 or base_J.shape != other_J.shape or not len(base_J):
         raise ValueError(f"{len(base)} values of the base, {len(other)} of the other arm: expected pairs, at least one")

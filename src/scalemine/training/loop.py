@@ -31,12 +31,11 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from scalemine.config import RunError, TrainConfig
 from scalemine.executor import Stopped, StopRequest
-from scalemine.store import read_json, write_json, write_whole
+from scalemine.store import STATE, read_json, write_json, write_whole
 from scalemine.training.batches import Batch, to_device, training_batches
 
 logger = logging.getLogger(__name__)
 
-STATE = "checkpoint.json"
 BEST = "best-{}.safetensors"
 MODEL, MOMENTS = "model.", "optimizer."
 

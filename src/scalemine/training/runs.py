@@ -23,10 +23,21 @@ import pyarrow.parquet as pq
 
 from scalemine.config import Config
 from scalemine.executor import ShowProgress, StopRequest, StopSignals, silent
-from scalemine.store import Stage, Workdir, fingerprint, open_stage, read_json, write_json, write_whole
+from scalemine.store import (
+    RESULT,
+    STATE,
+    Stage,
+    Workdir,
+    fingerprint,
+    open_stage,
+    read_json,
+    read_result,
+    write_json,
+    write_whole,
+)
 from scalemine.training.family import SHARED, Data, Family, Trainer, run_settings
 from scalemine.training.folds import Leak, leak_report, text_leaks
-from scalemine.training.loop import BEST, STATE
+from scalemine.training.loop import BEST
 from scalemine.training.processes import launch
 from scalemine.training.splits import Split, plan_splits
 
@@ -259,7 +270,7 @@ def train_split(
     if trainer.is_main:
         trainer.write_model(facts, metrics)
         write_json(
-            folder / "result.json",
+            folder / RESULT,
             {
                 "name": folder.name,
                 "spec": run_settings(config, family),
@@ -318,17 +329,11 @@ def _remove_checkpoint(folder: Path) -> None:
             path.unlink()
 
 
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """Return the result of a run, or None where it is not finished."""
-    path = folder / "result.json"
-    return read_json(path) if path.exists() else None
-
-
 def write_results(workdir: Workdir) -> pa.Table:
     """Write results.parquet: one row per run, test set and metric, of all finished runs."""
     rows = []
-    for folder in sorted(path.parent for path in workdir.runs.glob("*/result.json")):
-        result = read_json(folder / "result.json")
+    for folder in sorted(path.parent for path in workdir.runs.glob(f"*/{RESULT}")):
+        result = read_json(folder / RESULT)
         for name, metrics in result["metrics"].items():
             for metric, value in _flat(metrics):
                 rows.append(
