@@ -93,7 +93,7 @@ def main() -> None:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         first_mark = None
         while process.poll() is None:
-            if first_mark is None and any((folder / "work" / "runs").glob("*/.running.json")):
+            if first_mark is None and any((folder / "work" / "runs").glob(".*.running.json")):
                 first_mark = time.time()
             time.sleep(0.1)
         ended = time.time()

@@ -603,8 +603,10 @@ class SweepConfig(Section):
     )
     search: Literal["grid", "random", "tpe"] = Field("grid", description="grid: every point, of lists alone")
     trials: int = Field(20, ge=1, le=MOST_TRIALS, description="of random and tpe, of each arm")
-    metric: str = Field(
-        "held_out.f1", pattern=r"^[^.\s]+(\.[^.\s]+)+$", description="dotted path into a result's metrics"
+    metric: str | None = Field(
+        None,
+        pattern=r"^[^.\s]+(\.[^.\s]+)+$",
+        description="dotted path into a result's metrics; None: F1 of taggers, macro ROC-AUC of others, held out",
     )
     mode: Literal["max", "min"] = Field("max", description="whether more of the metric is better, or less")
     scheduler: Literal["none", "asha"] = Field(

@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,13 @@ def read_json(path: Path) -> Json:
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file, in hexadecimal; a file that has not been touched since is not read again."""
+    known = path.stat()
+    return _sha256(path.absolute(), known.st_size, known.st_mtime_ns, known.st_ino)
+
+
+@lru_cache(maxsize=1_024)
+def _sha256(path: Path, *_known: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -161,10 +168,11 @@ def open_stage(
                 f"use another workdir, or --redo to discard it and what follows from it"
             )
         if before != now and make:
-            shutil.rmtree(folder)
+            _discard(folder)
     if not make:
         return Stage(folder, fingerprint(now))
     folder.mkdir(parents=True, exist_ok=True)
+    _sweep(folder.parent.glob(f".{folder.name}.*.tmp"))
     _sweep(folder.rglob(".*.tmp"))
     if not mark.exists():
         write_json(mark, now)
@@ -174,7 +182,17 @@ def open_stage(
 def _sweep(leftovers: Iterable[Path]) -> None:
     """Remove what a killed run left half written."""
     for leftover in leftovers:
-        leftover.unlink(missing_ok=True)
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def _discard(folder: Path) -> None:
+    """Remove a folder at once: what is killed in the middle leaves no part that could be taken for the whole."""
+    gone = folder.with_name(f".{folder.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+    folder.rename(gone)
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def _differences(before: Json, now: Json) -> Iterator[str]:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from scalemine.store import Workdir, write_json
+from scalemine.sweep.plan import FORMAT
 from scalemine.training.multilabel.scores import score_labels
 from scalemine.training.tagging.metrics import score
 
@@ -110,7 +111,7 @@ def write_plan(workdir: Path, trials: list[dict], name: str = "exp", **facts: An
     seeds = sorted({run["seed"] for trial in trials for run in trial["runs"]})
     plan = {"name": name, "why": "", "metric": "test_random.f1", "mode": "max", "search": "grid", "scheduler": "none"}
     plan |= {"folds": 0, "seeds": seeds, "concurrency": 1, "num_trials": len(trials), "trials": trials}
-    write_json(Workdir(workdir).sweeps / name / "plan.json", plan | facts)
+    write_json(Workdir(workdir).sweeps / name / "plan.json", {"format": FORMAT, **plan, **facts})
 
 
 def write_arms(

@@ -215,7 +215,7 @@ def test_what_cannot_be_is_refused_before_anything_runs(data, tmp_path):
     assert "train.hidden" in refusal(sweep(data, tmp_path, {"train.hidden": ["many"]}))
     assert "train.folds" in refusal(sweep(data, tmp_path, SPACE, folds=60))
     assert "sweep.concurrency" in refusal(sweep(data, tmp_path, SPACE, concurrency=2))
-    assert "no set 'tset' is scored (there are: test, held_out, dev)" in refusal(
+    assert "no set 'tset' is scored (there are: held_out, test, dev)" in refusal(
         sweep(data, tmp_path, SPACE, metric="tset.f1")
     )
     missing = {"train.train_uri": [str(data / "train.parquet"), "nowhere.parquet"]}
@@ -249,7 +249,13 @@ def test_data_that_has_changed_is_refused_by_name_and_redone_on_request(data, tm
     with pytest.raises(InputError, match="--redo"):
         do(config)
     assert describe_sweep(config, "one", redo=True)[0].endswith("0 finished")
-    assert do(config, redo=True).plan == before
+    after = do(config, redo=True).plan
+    assert [[run.run for run in trial.runs] for trial in after.trials] == [
+        [run.run for run in trial.runs] for trial in before.trials
+    ]
+    assert not {run.stage for trial in after.trials for run in trial.runs} & {
+        run.stage for trial in before.trials for run in trial.runs
+    }
     monkeypatch.setattr(runs, "train_split", refuse_to_run)
     do(config)
 
@@ -266,6 +272,66 @@ def test_a_look_writes_nothing_and_says_what_is_to_be_done(data, tmp_path):
     assert lines[0].endswith("= 8 runs; 4 finished")
     assert "for 4 runs" in lines[2]
     assert lines[3].endswith("4 finished")
+
+
+def test_results_of_other_data_do_not_count(data, tmp_path, monkeypatch):
+    copy = tmp_path / "train.parquet"
+    pq.write_table(pq.read_table(data / "train.parquet"), copy)
+    config = sweep(data, tmp_path / "work", SPACE, folds=0, train={"train_uri": str(copy)})
+    do(config)
+    pq.write_table(pq.read_table(copy).slice(0, 110), copy)
+    real = runs.train_split
+    with StopSignals() as signals, pytest.raises(Stopped):
+
+        def train(*args: Any, **named: Any) -> None:
+            real(*args, **named)
+            signals.requested = True
+
+        monkeypatch.setattr(runs, "train_split", train)
+        run_sweep(config, "one", signals=signals, redo=True)
+    workdir = Workdir(tmp_path / "work")
+    plan = read_plan(workdir.sweeps / "one")
+    assert [run.result(workdir) is not None for trial in plan.trials for run in trial.runs] == [True, False]
+    assert len(list(workdir.runs.glob("*/result.json"))) == 2  # one of them of the data before
+
+
+def test_configs_are_written_for_runs_that_were_done_before(data, tmp_path):
+    do(sweep(data, tmp_path, SPACE))
+    do(sweep(data, tmp_path, SPACE), "two")
+    assert {path.name for path in (tmp_path / "sweeps/two/configs").iterdir()} == {
+        path.name for path in (tmp_path / "sweeps/one/configs").iterdir()
+    }
+
+
+def test_a_search_refuses_what_any_of_its_trials_cannot_be(data, tmp_path):
+    pytest.importorskip("optuna")
+    space = {"train.train_uri": [str(data / "train.parquet")] * 3 + ["nowhere.parquet"]}
+    with pytest.raises(InputError, match=r"nowhere\.parquet"):
+        do(sweep(data, tmp_path, space, search="tpe", trials=2))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_search_does_not_hang_on_the_number_of_workers(data, tmp_path):
+    pytest.importorskip("optuna")
+    space = {"train.head_lr": {"log_uniform": [1e-3, 1e-1]}}
+    options = {"search": "tpe", "folds": 0, "trials": 6, "train": {"epochs": 1}}
+    one = do(sweep(data, tmp_path, space, **options)).plan
+    ray = sweep(data, tmp_path, space, **options, concurrency=2, cpus_per_run=1)
+    ray = ray.model_copy(update={"compute": ray.compute.model_copy(update={"executor": "ray"})})
+    # All of it is finished, so no worker starts.
+    assert do(ray).plan.trials == one.trials
+
+
+def test_an_error_that_nobody_foresaw_leaves_its_traceback_in_the_log(data, tmp_path, monkeypatch):
+    def fail(*_: object, **__: object) -> None:
+        raise KeyError("unforeseen")
+
+    monkeypatch.setattr(runs, "train_split", fail)
+    outcome = do(sweep(data, tmp_path, {}, folds=0))
+    [said] = outcome.failed.values()
+    assert said == "KeyError: 'unforeseen'"
+    [log] = (tmp_path / "sweeps/one/logs").iterdir()
+    assert "Traceback" in log.read_text()
 
 
 # Sweeps that are killed
@@ -317,7 +383,7 @@ def worker_at_work(workdir: Path) -> int:
     """Return the number of a process that is at a run."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        for path in workdir.glob(f"runs/*/{runner.MARK}"):
+        for path in workdir.glob("runs/.*.running.json"):
             with contextlib.suppress(FileNotFoundError, psutil.NoSuchProcess):
                 mark = read_json(path)
                 # Not one that a process left when it was killed.
@@ -370,5 +436,5 @@ def test_a_sweep_that_is_killed_again_and_again_ends_like_one_that_is_not(data, 
     assert all_results(workdir).equals(all_results(tmp_path / "unbroken"))
     assert len(all_results(workdir)) > 12
     assert any("going on from step" in path.read_text() for path in workdir.glob("sweeps/one/logs/*.log"))
-    assert not list(workdir.glob(f"runs/*/{runner.MARK}"))
+    assert not list(workdir.glob("runs/.*.running.json"))
     assert not list(workdir.rglob("checkpoint*"))

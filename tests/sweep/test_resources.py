@@ -137,11 +137,11 @@ def test_the_largest_trial_decides(tmp_path: Path) -> None:
     small, large = (
         config(train={"vectors": None, "encoder": str(encoder(tmp_path / str(size), size << 20))}) for size in (2, 6)
     )
-    wide = config(train={"processes": 2})
-    expected = 2 * resources_of(large, [large]).memory_bytes
-    for trials in ([small, large, wide], [wide, large, small]):
-        one = resources_of(small, trials)
-        assert (one.memory_bytes, one.processes) == (expected, 2)
+    expected = resources_of(large, [large]).memory_bytes
+    for trials in ([small, large], [large, small]):
+        assert resources_of(small, trials).memory_bytes == expected
+    with pytest.raises(InputError, match="trials with 1 and with 2 do not share workers"):
+        resources_of(small, [small, config(train={"processes": 2})])
 
 
 def test_more_memory_than_is_free(machine: SimpleNamespace) -> None:

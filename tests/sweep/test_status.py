@@ -15,10 +15,8 @@ import pytest
 
 from scalemine.config import InputError
 from scalemine.store import STATE, Workdir, write_json
-from scalemine.sweep import status
-from scalemine.sweep.plan import MARK, PROGRESS, Plan, PlannedRun, PlannedTrial
+from scalemine.sweep.plan import PROGRESS, Plan, PlannedRun, PlannedTrial, mark_of
 from scalemine.sweep.status import SILENCE, StatusReader, SweepStatus, TrialStatus, status_table
-from scalemine.training import runs
 from scalemine.training.loop import Progress
 
 
@@ -57,7 +55,7 @@ class Sweep:
         write_json(self.workdir.runs / run / "result.json", result)
 
     def begin(self, run: str, epoch: int | None = None) -> None:
-        write_json(self.workdir.runs / run / MARK, {"host": "here", "pid": 18, "since": time.time()})
+        write_json(mark_of(self.workdir.runs / run), {"host": "here", "pid": 18, "since": time.time()})
         if epoch is not None:
             write_json(self.workdir.runs / run / STATE, {"progress": asdict(Progress(epoch=epoch))})
 
@@ -194,7 +192,7 @@ def test_a_process_that_was_killed_is_at_no_run(tmp_path: Path) -> None:
     ended = subprocess.run([sys.executable, "-Sc", "import os; print(os.getpid())"], capture_output=True, text=True)
     for run, pid in (("a-0-7", int(ended.stdout)), ("b-0-7", os.getpid())):
         mark = {"host": socket.gethostname(), "pid": pid, "since": time.time()}
-        write_json(sweep.workdir.runs / run / MARK, mark)
+        write_json(mark_of(sweep.workdir.runs / run), mark)
     found = sweep.read()
     assert (trial(found, "a").running, trial(found, "b").running) == ((), ("fold 1 seed 7",))
     assert found.waiting == 5
@@ -256,7 +254,7 @@ def test_a_reader_sees_what_comes(tmp_path: Path) -> None:
     sweep.begin("a-0-7", epoch=1)
     assert trial(reader.read(), "a").running == ("fold 1 seed 7 epoch 2",)
     sweep.finish("a-0-7", 0.5)
-    (sweep.workdir.runs / "a-0-7" / MARK).unlink()
+    mark_of(sweep.workdir.runs / "a-0-7").unlink()
     assert (reader.read().done, reader.read().running) == (1, 0)
 
 
@@ -264,7 +262,8 @@ def test_a_reader_reads_a_result_once_and_one_that_was_replaced_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sweep, read = Sweep(tmp_path), []
-    monkeypatch.setattr(status, "read_result", lambda folder: read.append(folder.name) or runs.read_result(folder))
+    real = PlannedRun.result
+    monkeypatch.setattr(PlannedRun, "result", lambda run, workdir: read.append(run.run) or real(run, workdir))
     reader = StatusReader(sweep.workdir, sweep.folder)
 
     def seen() -> float | None:

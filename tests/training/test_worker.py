@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from scalemine.config import Config
 from scalemine.store import read_result
-from scalemine.training import worker
+from scalemine.training import processes, worker
 from scalemine.training.processes import FAILURE, LOCK, STOPPED
 
 
@@ -62,7 +62,8 @@ def test_what_is_wrong_is_left_for_who_started_it(spec, monkeypatch):
 def test_a_run_that_others_are_at_is_refused(spec, monkeypatch):
     folder = spec()
     monkeypatch.setattr(sys, "argv", ["worker", str(folder / "spec.json")])
-    with FileLock(folder / LOCK), pytest.raises(SystemExit):
+    monkeypatch.setattr(processes, "WAIT_SECONDS", 0.1)
+    with FileLock(folder.with_name(f".{folder.name}{LOCK}")), pytest.raises(SystemExit):
         worker.main()
     assert "still at this run" in json.loads((folder / FAILURE).read_text())["message"]
     assert read_result(folder) is None

@@ -12,6 +12,7 @@ import itertools
 import logging
 import math
 import os
+import secrets
 import socket
 import statistics
 import tempfile
@@ -27,20 +28,23 @@ from pathlib import Path
 import yaml
 
 from scalemine.config import Config, InputError
-from scalemine.executor import Executor, StopSignals, make_executor
+from scalemine.executor import Executor, Stopped, StopSignals, make_executor
 from scalemine.frozen import embed_examples
+from scalemine.report.tables import duration
 from scalemine.store import RESULT, Workdir, read_result, write_json, write_whole
 from scalemine.sweep.halving import survivors
-from scalemine.sweep.plan import MARK, PROGRESS, Plan, PlannedRun, PlannedTrial, value_at
+from scalemine.sweep.plan import PROGRESS, Plan, PlannedRun, PlannedTrial, mark_of, value_at
 from scalemine.sweep.resources import Resources, resources_of
 from scalemine.sweep.runner import STOP, Ran, Runner, Unit
-from scalemine.sweep.space import TpeSearcher, Trial, grid, random_trials, seeds_of
+from scalemine.sweep.space import TpeSearcher, Trial, grid, looked_at, random_trials, seeds_of
 from scalemine.training.family import DEV, HELD_OUT
-from scalemine.training.runs import Prepared, RunState, preparation_key, prepare, run_state, write_results
+from scalemine.training.runs import KnownRun, Prepared, preparation_key, prepare, run_state, write_results
 
 logger = logging.getLogger(__name__)
 
 CONFIGS = "configs"
+# Trials that a search asks for at a time.
+WAVE = 4
 # Seconds between signs of life, and between writings of results.parquet.
 HEARTBEAT, RESULTS = 5.0, 60.0
 
@@ -71,9 +75,8 @@ def run_sweep(config: Config, name: str, *, signals: StopSignals, redo: bool = F
         InputError: The data, the configuration or the space is wrong, or the machine too small; nothing has begun.
         Stopped: A signal asked for it; what is finished is kept, runs under way go on from their checkpoints.
     """
-    sweep = _Sweep(config, name, redo=redo)
-    resources = sweep.check(signals)
-    return sweep.run(resources, signals)
+    sweep = _Sweep(config, name, redo=redo, signals=signals)
+    return sweep.run(sweep.check())
 
 
 def describe_sweep(config: Config, name: str, *, redo: bool = False) -> list[str]:
@@ -84,8 +87,27 @@ def describe_sweep(config: Config, name: str, *, redo: bool = False) -> list[str
     """
     with tempfile.TemporaryDirectory(prefix="scalemine-") as scratch:
         sweep = _Sweep(config, name, redo=redo, scratch=Path(scratch))
-        resources = sweep.check(None)
-        return sweep.describe(resources)
+        return sweep.describe(sweep.check())
+
+
+@dataclass(frozen=True)
+class _Run:
+    """A run of a trial, before it is begun."""
+
+    config: Config
+    fold: int | None
+    seed: int
+    known: KnownRun
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return self.known.name
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self.known.state == "finished"
 
 
 class _Sweep:
@@ -95,14 +117,23 @@ class _Sweep:
         config: The configuration.
         name: Of the sweep.
         redo: Discard runs of these settings that other data left.
+        signals: A request to stop; None: this is only a look.
         scratch: Where to write what is made of the data, where this is only a look.
     """
 
-    def __init__(self, config: Config, name: str, *, redo: bool, scratch: Path | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        name: str,
+        *,
+        redo: bool,
+        signals: StopSignals | None = None,
+        scratch: Path | None = None,
+    ) -> None:
         if config.train.name is not None:
             raise InputError("train.name: would give all runs one name; drop it (sweep.name names a sweep)")
         self.config = config.model_copy(update={"workdir": config.workdir.absolute()})
-        self.options, self.redo, self.scratch = config.sweep, redo, scratch
+        self.options, self.redo, self.signals, self.scratch = config.sweep, redo, signals, scratch
         self.workdir = Workdir(self.config.workdir)
         self.folder = self.workdir.sweeps / name
         self.seeds = seeds_of(self.config, self.options)
@@ -111,11 +142,12 @@ class _Sweep:
         self.num_trials = len(self.known)
         if self.is_search:
             self.num_trials = self.options.trials * max(1, len(self.options.arms))
+        self.metric = ""
         self.planned: dict[str, PlannedTrial] = {}
+        self.runs: dict[str, list[_Run]] = {}
         self.prepared: dict[str, Prepared] = {}
         self.scores: dict[str, list[float]] = {}
         self.failed: dict[str, str] = {}
-        self.threads = 1
         self.wrote_results = time.monotonic()
 
     def _known_trials(self) -> list[Trial]:
@@ -133,16 +165,21 @@ class _Sweep:
 
     # --- Before anything runs
 
-    def check(self, signals: StopSignals | None) -> Resources:
-        """Read the data of all trials that are known, and return what a run may take.
+    def check(self) -> Resources:
+        """Read the data of all trials, of a search that of each value that it may try; return what a run may take.
 
         Raises:
             InputError: A trial cannot be trained as asked.
         """
-        configs = [self._config(trial, seed) for trial in self.known for seed in self.seeds]
+        configs = [trial.config(self.config, self.seeds[0]) for trial in self.known]
+        if self.is_search:
+            configs += looked_at(self.config, self.options)
         resources = resources_of(self.config, configs)
         for config in configs:
-            self._prepare(config, signals)
+            self._prepare(config)
+        if self.is_search or self.options.scheduler != "none":
+            chosen_by = self.metric.split(".")[0]
+            logger.info("trials are chosen by %s: a comparison on %s flatters those that are", self.metric, chosen_by)
         return resources
 
     def _check_folds(self, config: Config, prepared: Prepared) -> None:
@@ -160,51 +197,43 @@ class _Sweep:
             )
 
     def _check_metric(self, config: Config, prepared: Prepared) -> None:
-        """Refuse a metric on a set that there is none of."""
-        sets = [*prepared.data.tests, *([HELD_OUT] if config.train.folds else []), DEV]
-        wanted = self.options.metric.split(".")[0]
+        """Choose the metric, unless one is given, and refuse one of a set that is not scored."""
+        sets = [*([HELD_OUT] if config.train.folds else []), *prepared.data.tests]
+        sets += [DEV] if config.train.stop_on == "dev" else []
+        self.metric = self.options.metric or f"{sets[0]}.{'f1' if config.train.is_tagger else 'roc_auc.macro'}"
+        wanted = self.metric.split(".")[0]
         if wanted not in sets:
-            raise InputError(
-                f"sweep.metric: {self.options.metric}: no set {wanted!r} is scored (there are: {', '.join(sets)})"
-            )
+            raise InputError(f"sweep.metric: {self.metric}: no set {wanted!r} is scored (there are: {', '.join(sets)})")
 
-    def _prepare(self, config: Config, signals: StopSignals | None = None) -> Prepared:
+    def _prepare(self, config: Config) -> Prepared:
         """Return the data of a trial; what is shared by runs (imports, tokens, embeddings) is made here, once."""
         key = preparation_key(config)
         if key not in self.prepared:
-            if config.train.is_baseline and self.scratch is None and signals is not None:
-                embed_examples(config, signals=signals)
-            self.prepared[key] = prepare(config, signals=signals, scratch=self.scratch)
+            if config.train.is_baseline and self.signals is not None:
+                embed_examples(config, signals=self.signals)
+            self.prepared[key] = prepare(config, signals=self.signals, scratch=self.scratch)
             self._check_folds(config, self.prepared[key])
             self._check_metric(config, self.prepared[key])
         return self.prepared[key]
 
-    def _config(self, trial: Trial, seed: int) -> Config:
-        return trial.config(self.config, seed)
-
-    def _look(self, trial: Trial, seed: int, fold: int | None) -> tuple[Config, str, RunState]:
-        """Return a run's configuration, its name, and how far it has come."""
-        config = self._config(trial, seed)
-        prepared = self._prepare(config)
-        return config, *run_state(config, prepared, prepared.split(fold), redo=self.redo)
-
-    def _plan(self, trial: Trial) -> PlannedTrial:
-        runs = [
-            PlannedRun(seed, fold, self._look(trial, seed, fold)[1])
-            for fold, seed in itertools.product(self.folds, self.seeds)
-        ]
-        return PlannedTrial(trial.name, trial.arm, trial.overrides, None, tuple(runs))
+    def _plan(self, trials: Sequence[Trial]) -> None:
+        """Find out what each run of some trials is called, and how far it has come."""
+        for trial in trials:
+            configs = {seed: trial.config(self.config, seed) for seed in self.seeds}
+            runs = []
+            for fold, seed in itertools.product(self.folds, self.seeds):
+                prepared = self._prepare(configs[seed])
+                known = run_state(configs[seed], prepared, prepared.split(fold), redo=self.redo)
+                runs.append(_Run(configs[seed], fold, seed, known))
+            self.runs[trial.name] = runs
+            planned = (PlannedRun(run.seed, run.fold, run.name, run.known.stage, run.known.scoring) for run in runs)
+            self.planned[trial.name] = PlannedTrial(trial.name, trial.arm, trial.overrides, None, tuple(planned))
 
     def describe(self, resources: Resources) -> list[str]:
         """Return what is to be done, line by line."""
-        self.planned = {trial.name: self._plan(trial) for trial in self.known}
-        states = {
-            trial.name: [self._look(trial, seed, fold)[2] for fold in self.folds for seed in self.seeds]
-            for trial in self.known
-        }
-        per_trial = len(self.folds) * len(self.seeds)
-        number = self.num_trials * per_trial
-        finished = sum(state == "finished" for of_trial in states.values() for state in of_trial)
+        self._plan(self.known)
+        number = self.num_trials * len(self.folds) * len(self.seeds)
+        finished = sum(run.is_finished for runs in self.runs.values() for run in runs)
         lines = [
             f"sweep {self.folder.name}: {self.num_trials} trials x {len(self.folds)} fold(s) x {len(self.seeds)} "
             f"seed(s) = {number} runs{' at most' if self.options.scheduler != 'none' else ''}; {finished} finished",
@@ -212,7 +241,8 @@ class _Sweep:
             self._estimate(number - finished),
         ]
         for trial in self.known:
-            counts = ", ".join(f"{number} {state}" for state, number in Counter(states[trial.name]).items())
+            states = Counter(run.known.state for run in self.runs[trial.name])
+            counts = ", ".join(f"{number} {state}" for state, number in states.items())
             values = ", ".join(f"{key}={value}" for key, value in trial.overrides.items())
             lines.append(f"{trial.name}: {values or 'as configured'}: {counts}")
         if self.is_search:
@@ -223,46 +253,50 @@ class _Sweep:
         """Return in words how long so many runs take, by those that are finished."""
         if not number:
             return "nothing is left to do"
-        names = {run.run for trial in self.planned.values() for run in trial.runs}
+        names = {run.name for runs in self.runs.values() for run in runs}
         model = self.config.train.model
         found = [read_result(path.parent) for path in self.workdir.runs.glob(f"*/{RESULT}")]
         results = [result for result in found if result and "total_seconds" in result]
         alike = [one for one in results if one["name"] in names] or [one for one in results if one["model"] == model]
         if not alike:
             return "time: not known until a first run is finished"
-        seconds = statistics.mean(result["total_seconds"] for result in alike)
+        seconds = statistics.median(result["total_seconds"] for result in alike)
         total = seconds * number / self.options.concurrency
         return (
-            f"time: about {total / 60:,.0f} min for {number} runs of {seconds:,.0f} s, the mean of {len(alike)} runs "
+            f"time: about {duration(total)} for {number} runs of {duration(seconds)}, the median of {len(alike)} runs "
             f"that are finished in this workdir"
         )
 
     # --- The runs
 
-    def run(self, resources: Resources, signals: StopSignals) -> Outcome:
+    def run(self, resources: Resources) -> Outcome:
         """Do what is missing."""
+        assert self.signals is not None
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.threads = resources.threads
         if not self.is_search:
-            self.planned = {trial.name: self._plan(trial) for trial in self.known}
+            self._plan(self.known)
+            self._write_configs(self.known, resources)
         self._write_plan()
-        ended = "stopped"
+        ended = "failed"
         try:
-            with _Workers(self.folder, self.config, resources, signals) as workers, self._alive():
-                for wave in self._waves():
+            with _Workers(self.folder, self.config, resources, self.signals) as workers, self._alive():
+                for wave in self._waves(resources):
                     self._run_wave(wave, workers)
-                    signals.raise_if_requested()
+                    self.signals.raise_if_requested()
             ended = "finished"
+        except Stopped:
+            ended = "stopped"
+            raise
         finally:
-            write_results(self.workdir)
             self._write_progress(ended)
+            write_results(self.workdir)
         return Outcome(self._plan_now(), self.failed)
 
     def _run_wave(self, wave: Sequence[Trial], workers: _Workers) -> None:
         """Train trials fold by fold; between rungs those that are behind are stopped."""
         rungs = self._rungs()
         for number, folds in enumerate(rungs):
-            self._run_units([(trial, seed, fold) for fold in folds for trial in wave for seed in self.seeds], workers)
+            self._run_folds(wave, folds, workers)
             for trial in wave:
                 self.scores.setdefault(trial.name, []).extend(self._score(trial, fold) for fold in folds)
             if number == len(rungs) - 1:
@@ -277,14 +311,14 @@ class _Sweep:
             wave = [trial for trial in wave if trial.name in going]
             self._write_plan()
 
-    def _run_units(self, runs: Sequence[tuple[Trial, int, int | None]], workers: _Workers) -> None:
-        """Do those of some runs that are not finished."""
+    def _run_folds(self, trials: Sequence[Trial], folds: Sequence[int | None], workers: _Workers) -> None:
+        """Do those runs of some folds that are not finished: all trials in one fold before any in the next."""
         units = []
-        for trial, seed, fold in runs:
-            config, name, state = self._look(trial, seed, fold)
-            if state != "finished":
-                (self.workdir.runs / name / MARK).unlink(missing_ok=True)
-                units.append(Unit(self._write_config(trial, seed, config), fold, name, self.redo))
+        for fold, trial in itertools.product(folds, trials):
+            for run in self.runs[trial.name]:
+                if run.fold == fold and not run.is_finished:
+                    mark_of(self.workdir.runs / run.name).unlink(missing_ok=True)
+                    units.append(Unit(workers.own(run.config), fold, run.name, self.redo))
         for unit, ran in workers.run(units):
             if ran.outcome == "failed":
                 self.failed[unit.run] = ran.said
@@ -292,46 +326,51 @@ class _Sweep:
             elif ran.outcome == "finished":  # a metric that is not there is said now, not after all runs
                 result = read_result(self.workdir.runs / unit.run)
                 assert result is not None
-                value_at(result, self.options.metric)
+                value_at(result, self.metric)
             if time.monotonic() - self.wrote_results > RESULTS:
                 write_results(self.workdir)
                 self.wrote_results = time.monotonic()
 
-    def _write_config(self, trial: Trial, seed: int, config: Config) -> Config:
-        """Write, and return, the configuration with which ``scalemine train`` does the same runs."""
-        compute = config.compute.model_copy(update={"threads": self.threads})
-        config = config.model_copy(update={"compute": compute})
-        path = self.folder / CONFIGS / f"{trial.name}_seed{seed}.yaml"
-        values = config.model_dump(mode="json", exclude_defaults=True)
-        text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            with write_whole(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-        return config
+    def _write_configs(self, trials: Sequence[Trial], resources: Resources) -> None:
+        """Write the configurations with which ``scalemine train`` does the same runs."""
+        others = 0
+        for trial in trials:
+            for run in self.runs[trial.name]:
+                values = resources.own(run.config).model_dump(mode="json", exclude_defaults=True)
+                text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+                path = self.folder / CONFIGS / f"{trial.name}_seed{run.seed}.yaml"
+                if not path.exists() or path.read_text(encoding="utf-8") != text:
+                    with write_whole(path) as temporary:
+                        temporary.write_text(text, encoding="utf-8")
+                result = read_result(self.workdir.runs / run.name) if run.is_finished else None
+                others += result is not None and result.get("threads") != resources.threads
+        if others:
+            logger.warning(
+                "%d runs that are finished did not compute with %d thread(s): sums round otherwise, so their last "
+                "digits are not those of a run with the configurations written now (result.json says their threads)",
+                others, resources.threads,
+            )  # fmt: skip
 
     def _score(self, trial: Trial, fold: int | None) -> float:
         """Return the metric's mean over seeds; nan where a run failed."""
         scores = []
         for run in self.planned[trial.name].runs:
             if run.fold == fold:
-                result = read_result(self.workdir.runs / run.run)
-                failed = result is None or run.run in self.failed
-                scores.append(math.nan if result is None or failed else value_at(result, self.options.metric))
+                result = None if run.run in self.failed else run.result(self.workdir)
+                scores.append(math.nan if result is None else value_at(result, self.metric))
         return statistics.fmean(scores)
 
-    def _waves(self) -> Iterator[list[Trial]]:
-        """Yield trials that are chosen together: all, or as many as fill the workers."""
+    def _waves(self, resources: Resources) -> Iterator[list[Trial]]:
+        """Yield trials that are chosen together: all, or a few; how many does not hang on the workers."""
         if not self.is_search:
             yield self.known
             return
         searcher = TpeSearcher(self.config, self.options, self.config.seed)
-        first_rung = len(self._rungs()[0]) * len(self.seeds)
-        size = math.ceil(self.options.concurrency / first_rung)
-        for first in range(0, self.num_trials, size):
-            asked = [searcher.ask(number) for number in range(first, min(first + size, self.num_trials))]
+        for first in range(0, self.num_trials, WAVE):
+            asked = [searcher.ask(number) for number in range(first, min(first + WAVE, self.num_trials))]
             wave = list({trial.name: trial for trial in asked if trial.name not in self.planned}.values())
-            for trial in wave:
-                self.planned[trial.name] = self._plan(trial)
+            self._plan(wave)
+            self._write_configs(wave, resources)
             self._write_plan()
             yield wave
             for trial in wave:
@@ -357,7 +396,7 @@ class _Sweep:
         return Plan(
             name=self.folder.name,
             why=self.config.why,
-            metric=options.metric,
+            metric=self.metric,
             mode=options.mode,
             search=options.search,
             scheduler=options.scheduler,
@@ -373,7 +412,7 @@ class _Sweep:
 
     def _write_progress(self, state: str) -> None:
         facts = {"state": state, "updated": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
-        write_json(self.folder / PROGRESS, {**facts, "failed": self.failed})
+        write_json(self.folder / PROGRESS, {**facts, "failed": dict(self.failed)})
 
     @contextlib.contextmanager
     def _alive(self) -> Iterator[None]:
@@ -382,7 +421,10 @@ class _Sweep:
 
         def beat() -> None:
             while not ended.is_set():
-                self._write_progress("running")
+                try:
+                    self._write_progress("running")
+                except OSError as error:  # the disk may have room again
+                    logger.warning("%s: %s", self.folder / PROGRESS, error)
                 ended.wait(HEARTBEAT)
 
         thread = threading.Thread(target=beat, daemon=True)
@@ -401,6 +443,7 @@ class _Workers:
         self.folder, self.config, self.resources, self.signals = folder, config, resources, signals
         self._opened = contextlib.ExitStack()
         self._executor: Executor | None = None
+        self._call = secrets.token_hex(8)  # what processes keep of the data is for this call
 
     def __enter__(self) -> _Workers:
         (self.folder / STOP).unlink(missing_ok=True)
@@ -409,6 +452,10 @@ class _Workers:
     def __exit__(self, *_: object) -> None:
         self._opened.close()
         (self.folder / STOP).unlink(missing_ok=True)
+
+    def own(self, config: Config) -> Config:
+        """Return a run's configuration with the threads that it has here."""
+        return self.resources.own(config)
 
     def run(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Ran]]:
         """Yield what became of each unit, as they end; a process that dies is replaced, and its unit goes on.
@@ -428,7 +475,7 @@ class _Workers:
                     num_cpus=self.resources.cpus,
                 )
             )
-        runner = partial(Runner, self.folder, self.resources.memory_fraction)
+        runner = partial(Runner, self.folder, self._call, self.resources.memory_fraction)
         with self._passing_on():
             for outcome in self._executor.map(runner, units, in_flight=1):
                 ran = outcome.result or Ran("failed", (outcome.error or "").strip().splitlines()[-1])

@@ -6,16 +6,19 @@ which runs belong to which trial; it is all that ``status`` and ``compare`` need
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from scalemine.config import InputError
-from scalemine.store import Workdir, read_json, write_json
+from scalemine.store import Workdir, fingerprint, read_json, read_result, write_json
 
-# In a sweep's folder: what it consists of, and that it is going on; in a run's: that a process is at it.
-PLAN, PROGRESS, MARK = "plan.json", "progress.json", ".running.json"
+# Rises when the form of plan.json changes.
+FORMAT = 1
+# In a sweep's folder: what it consists of, and that it is going on.
+PLAN, PROGRESS = "plan.json", "progress.json"
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,27 @@ class PlannedRun:
         seed: Of the model.
         fold: Which is held out, from 0; None where there are no folds.
         run: Name of the folder in ``runs/``.
+        stage: Hash of the settings and data that decide its model; another one's result is not this run's.
+        scoring: Hash of what decides its scores beside that.
     """
 
     seed: int
     fold: int | None
     run: str
+    stage: str | None = None
+    scoring: str | None = None
+
+    def result(self, workdir: Workdir) -> dict[str, Any] | None:
+        """Return what came out; None where it is not finished, or what is there is of other data."""
+        folder = workdir.runs / self.run
+        result = read_result(folder)
+        if result is None or self.stage is None:
+            return result
+        try:
+            is_ours = fingerprint(read_json(folder / "stage.json")) == self.stage
+        except FileNotFoundError:  # discarded just now
+            return None
+        return result if is_ours and fingerprint(result["scoring"]) == self.scoring else None
 
 
 @dataclass(frozen=True)
@@ -90,21 +109,36 @@ class Plan:
     def labels(self) -> dict[str, str]:
         """Return what to call each trial where people read it: its arm, and the values in which trials differ."""
         labels = {}
+        counts: dict[str | None, Counter[tuple[str, str]]] = {}
+        sizes = Counter(trial.arm for trial in self.trials)
         for trial in self.trials:
-            alike = [one for one in self.trials if one.arm == trial.arm]
-            keys = [key for key in trial.settings if any(one.settings.get(key) != trial.settings[key] for one in alike)]
+            counts.setdefault(trial.arm, Counter()).update((key, str(one)) for key, one in trial.settings.items())
+        for trial in self.trials:
+            alike = counts[trial.arm]
+            keys = [key for key, one in trial.settings.items() if alike[key, str(one)] < sizes[trial.arm]]
             values = [f"{key.removeprefix('train.')}={_short(trial.settings[key])}" for key in keys]
             labels[trial.name] = ", ".join(([trial.arm] if trial.arm else []) + values) or trial.name
         return labels
 
     def write(self, folder: Path) -> None:
         """Write ``plan.json``."""
-        write_json(folder / PLAN, asdict(self))
+        write_json(folder / PLAN, {"format": FORMAT, **asdict(self)})
+
+
+def mark_of(run: Path) -> Path:
+    """Return the file that is there while a process is at a run: beside its folder, as that may be discarded."""
+    return run.with_name(f".{run.name}.running.json")
 
 
 def read_plan(folder: Path) -> Plan:
-    """Return the plan in a sweep's folder."""
+    """Return the plan in a sweep's folder.
+
+    Raises:
+        InputError: Another version wrote it.
+    """
     values = read_json(folder / PLAN)
+    if values.pop("format", None) != FORMAT:
+        raise InputError(f"{folder / PLAN}: written by another version; scalemine sweep writes it anew")
     trials = tuple(
         PlannedTrial(**{**trial, "runs": tuple(PlannedRun(**run) for run in trial["runs"])})
         for trial in values.pop("trials")

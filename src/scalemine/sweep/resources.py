@@ -44,6 +44,10 @@ class Resources:
             update={"workers": self.concurrency, "threads": self.threads, "gpus_per_worker": self.gpus_of_worker}
         )
 
+    def own(self, config: Config) -> Config:
+        """Return a run's configuration with the threads that it has here."""
+        return config.model_copy(update={"compute": config.compute.model_copy(update={"threads": self.threads})})
+
     @property
     def gpus_of_worker(self) -> float | None:
         """What Ray reserves for a worker itself; a run of several processes reserves its own."""
@@ -86,7 +90,17 @@ def resources_of(config: Config, trials: list[Config]) -> Resources:
             f"sweep.concurrency: {sweep.concurrency} runs at a time want workers; give --executor ray "
             f"(compute.executor), or sweep.concurrency=1"
         )
-    processes = max(one.train.processes for one in trials)
+    processes = trials[0].train.processes
+    if other := next((one.train.processes for one in trials if one.train.processes != processes), None):
+        raise InputError(
+            f"train.processes: trials with {processes} and with {other} do not share workers; take one number"
+        )
+    gpus = sweep.gpus_per_run
+    if gpus is not None and (gpus not in (0, processes) if processes > 1 else gpus > 1):
+        raise InputError(
+            f"sweep.gpus_per_run: a process takes one GPU or a share of it, and a run has {processes} "
+            f"(train.processes); got {sweep.gpus_per_run:g}"
+        )
     is_here = compute.address == "local"
     cores = sweep.cpus_per_run or (num_cores() / sweep.concurrency if is_here else float(compute.threads or 1))
     threads = compute.threads or max(1, math.floor(cores / processes))

@@ -16,14 +16,14 @@ from typing import Literal
 from scalemine.config import Config, InputError, RunError
 from scalemine.executor import Stopped
 from scalemine.store import Workdir, write_json
-from scalemine.sweep.plan import MARK
+from scalemine.sweep.plan import mark_of
 from scalemine.training.processes import StopFile, hold_run
 from scalemine.training.runs import Prepared, preparation_key, prepare, run_split
 
+logger = logging.getLogger(__name__)
+
 # In a sweep's folder: a request to stop, and what its runs say.
 STOP, LOGS = ".stop", "logs"
-# How long processes of a killed call may go on.
-_WAIT_SECONDS = 60.0
 # Data sets that a process keeps.
 _MOST_KEPT = 8
 
@@ -63,12 +63,13 @@ class Runner:
 
     Args:
         folder: Of the sweep; where it holds a request to stop, runs write a checkpoint and stop.
+        sweep: Names the call; what a process has read is kept for one.
         memory_fraction: Of a GPU's memory that this process may take.
     """
 
-    def __init__(self, folder: Path, memory_fraction: float | None) -> None:
+    def __init__(self, folder: Path, sweep: str, memory_fraction: float | None) -> None:
         self._logs, self._stop = folder / LOGS, StopFile(folder / STOP)
-        self._prepared: dict[str, Prepared] = {}
+        self._prepared = _kept_of(sweep)
         if memory_fraction is not None:
             import torch
 
@@ -80,18 +81,27 @@ class Runner:
         if self._stop.requested:
             return Ran("stopped")
         folder = Workdir(unit.config.workdir).runs / unit.run
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         # Several processes hold their run themselves.
-        held = hold_run(folder, wait_seconds=_WAIT_SECONDS) if unit.config.train.processes == 1 else _nothing()
+        held = hold_run(folder) if unit.config.train.processes == 1 else contextlib.nullcontext()
         try:
             with _log_to(self._logs / f"{unit.run}.log"), held, _mark(folder):
-                prepared = self._prepare(unit.config)
-                run_split(unit.config, prepared, prepared.split(unit.fold), signals=self._stop, redo=unit.redo)
+                self._run(unit)
         except Stopped:
             return Ran("stopped")
         except (InputError, RunError) as error:
             return Ran("failed", str(error))
         return Ran("finished")
+
+    def _run(self, unit: Unit) -> None:
+        try:
+            prepared = self._prepare(unit.config)
+            run_split(unit.config, prepared, prepared.split(unit.fold), signals=self._stop, redo=unit.redo)
+        except (Stopped, InputError, RunError):
+            raise
+        except Exception:
+            logger.exception("%s", unit.run)  # where it is looked for; the sweep says its last line
+            raise
 
     def _prepare(self, config: Config) -> Prepared:
         key = preparation_key(config)
@@ -102,13 +112,22 @@ class Runner:
         return self._prepared[key]
 
 
-_nothing = contextlib.nullcontext
+# What this process has read for a sweep; it outlives one round of trials.
+_kept: tuple[str, dict[str, Prepared]] = ("", {})
+
+
+def _kept_of(sweep: str) -> dict[str, Prepared]:
+    """Return what this process has read for a sweep; another one's is forgotten, as its files may have changed."""
+    global _kept  # noqa: PLW0603
+    if _kept[0] != sweep:
+        _kept = (sweep, {})
+    return _kept[1]
 
 
 @contextlib.contextmanager
 def _mark(folder: Path) -> Iterator[None]:
-    """Leave a mark in a folder, as long as a process is at it."""
-    path = folder / MARK
+    """Leave a mark beside a folder, as long as a process is at it."""
+    path = mark_of(folder)
     write_json(path, {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time()})
     try:
         yield

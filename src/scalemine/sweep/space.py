@@ -16,7 +16,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from scalemine.config import (
     CLASSIFIER_KEYS,
@@ -91,31 +91,18 @@ class Trial:
         return _lay(base, self.arm, self.overrides if seed is None else {**self.overrides, "seed": seed})
 
 
-class Searcher(Protocol):
-    """What chooses trials by the results of earlier ones."""
-
-    def ask(self, number: int) -> Trial:
-        """Return a trial to run; perhaps one that was run before, where nothing new is as good."""
-        ...
-
-    def resume(self, trial: Trial) -> None:
-        """Count a trial as under way, which was asked for before a restart."""
-        ...
-
-    def tell(self, trial: Trial, value: float | None, pruned: int = 0) -> None:
-        """Take note of what came of a trial.
-
-        Args:
-            trial: That was asked for, now or before a restart.
-            value: The metric's mean over folds and seeds; None: it failed.
-            pruned: Folds after which it was stopped; 0: it ran to its end.
-        """
-        ...
-
-
 def seeds_of(base: Config, sweep: SweepConfig) -> tuple[int, ...]:
     """Return the seeds that each trial is trained with."""
     return sweep.seeds or (base.seed,)
+
+
+def looked_at(base: Config, sweep: SweepConfig) -> Sequence[Config]:
+    """Return configurations that have each value of the space in each arm, and both ends of each range.
+
+    Raises:
+        InputError: The space or an arm is not one that can be.
+    """
+    return _open(base, sweep).looked_at
 
 
 def grid(base: Config, sweep: SweepConfig) -> list[Trial]:
@@ -149,7 +136,7 @@ def random_trials(base: Config, sweep: SweepConfig, seed: int) -> list[Trial]:
 
 
 class TpeSearcher:
-    """Tree-structured Parzen estimators, each arm with a search of its own; see ``Searcher``.
+    """Tree-structured Parzen estimators, each arm with a search of its own.
 
     A trial depends on the seed, its number, what was told so far, in order, and what is under way. So a search whose
     results are told again goes on as if it had not stopped, and results that lie outside the space are passed over.
@@ -212,12 +199,14 @@ class TpeSearcher:
             self._under_way[asked.name] = asked
         return asked
 
-    def resume(self, trial: Trial) -> None:
-        """Count a trial as under way, which was asked for before a restart."""
-        self._under_way[trial.name] = trial
-
     def tell(self, trial: Trial, value: float | None, pruned: int = 0) -> None:
-        """Take note of what came of a trial; see ``Searcher``."""
+        """Take note of what came of a trial.
+
+        Args:
+            trial: That was asked for.
+            value: The metric's mean over folds and seeds; None: it failed.
+            pruned: Folds after which it was stopped; 0: it ran to its end.
+        """
         self._under_way.pop(trial.name, None)
         if value is None or math.isnan(value):
             self._failed.add(trial.name)
@@ -253,12 +242,14 @@ class _Space:
         arms: Values by dotted key, by name; None is the name where the sweep has no arms.
         dimensions: As the sweep gives them.
         choices: The values of those that are lists, as a configuration holds them, in JSON.
+        looked_at: A configuration for each value of each key in each arm, with the first of every other key.
     """
 
     base: Config
     arms: Mapping[str | None, Mapping[str, Any]]
     dimensions: Mapping[str, Dimension]
     choices: Mapping[str, Sequence[Any]]
+    looked_at: Sequence[Config]
 
     def value_at(self, key: str, share: float) -> Any:  # noqa: ANN401  any value of a configuration
         """Return the value that a share of all values, from 0 to below 1, lies below."""
@@ -304,6 +295,7 @@ def _open(base: Config, sweep: SweepConfig) -> _Space:
     first = {key: of_key[0] for key, of_key in values.items()}
     held: dict[str, list[Any]] = {key: [] for key in sweep.space}
     matter: set[str] = set()
+    looked_at: list[Config] = []
     arm_of: dict[str, str | None] = {}
     for arm, overrides in arms.items():
         settings = _settings(_lay(base, arm, {**overrides, **first}))
@@ -312,12 +304,14 @@ def _open(base: Config, sweep: SweepConfig) -> _Space:
             raise InputError(f"sweep.arms: {same} and {arm} come to the same settings; drop one")
         for key, of_key in values.items():
             configs = [_lay(base, arm, {**overrides, **first, key: value}) for value in of_key]
+            looked_at += configs
             matter = matter.union(*(_settings(config) for config in configs))
             held[key] = [_at(config.model_dump(mode="json"), key) for config in configs]
     for key in sweep.space:
         if key not in matter:
             raise InputError(f"sweep.space: {key} makes no difference to what is trained here; drop it")
-    return _Space(base, arms, sweep.space, {key: held[key] for key, one in sweep.space.items() if one.choice})
+    choices = {key: held[key] for key, one in sweep.space.items() if one.choice}
+    return _Space(base, arms, sweep.space, choices, looked_at)
 
 
 def _check_keys(sweep: SweepConfig) -> None:

@@ -15,8 +15,8 @@ from typing import Any, Literal
 import psutil
 
 from scalemine.report.tables import MISSING, Cell, Column, Table, duration, plain_name
-from scalemine.store import STATE, Workdir, read_json, read_result
-from scalemine.sweep.plan import MARK, PROGRESS, Plan, PlannedRun, PlannedTrial, read_plan, value_at
+from scalemine.store import RESULT, STATE, Workdir, read_json
+from scalemine.sweep.plan import PROGRESS, Plan, PlannedRun, PlannedTrial, mark_of, read_plan, value_at
 from scalemine.training.comparison import Summary, summarise
 
 # A sweep that has given no sign of life for so long has ended.
@@ -25,7 +25,7 @@ SILENCE = 60.0
 MOST_ROWS = 30
 
 
-State = Literal["running", "finished", "stopped", "interrupted"]
+State = Literal["running", "finished", "stopped", "failed", "interrupted"]
 
 
 @dataclass(frozen=True)
@@ -154,13 +154,13 @@ class StatusReader:
         """Return score and seconds of a run that is finished."""
         folder = self._workdir.runs / run.run
         try:
-            key = metric, (folder / "result.json").stat().st_mtime_ns
+            key = metric, (folder / RESULT).stat().st_mtime_ns
         except FileNotFoundError:
             return None
         known = self._results.get(run.run)
         if known is None or known[0] != key:
-            result = read_result(folder)
-            if result is None:  # discarded just now
+            result = run.result(self._workdir)
+            if result is None:
                 return None
             known = self._results[run.run] = key, value_at(result, metric), result.get("total_seconds", math.nan)
         return known[1:]
@@ -168,7 +168,7 @@ class StatusReader:
     def _is_at_work(self, run: PlannedRun) -> bool:
         """Say whether a process is at a run; one that was killed has left its mark."""
         try:
-            mark = read_json(self._workdir.runs / run.run / MARK)
+            mark = read_json(mark_of(self._workdir.runs / run.run))
         except FileNotFoundError:
             return False
         return mark["host"] != socket.gethostname() or bool(psutil.pid_exists(mark["pid"]))

@@ -30,8 +30,10 @@ logger = logging.getLogger(__name__)
 
 # How long processes may take to end by themselves when one of them has failed.
 GRACE_SECONDS = 2.0
+# How long the processes of a killed call may go on before the next call gives up.
+WAIT_SECONDS = 60.0
 # What passes between the processes of a run and who started them; hidden, as it is no result.
-SPEC, FAILURE, STOPPED, LOCK = ".spec.json", ".failure.json", ".stopped", ".run.lock"
+SPEC, FAILURE, STOPPED, LOCK = ".spec.json", ".failure.json", ".stopped", ".lock"
 # With Ray also: that a process is at work, that they are to stop, and Ray's own files.
 BEGUN, STOP, RAY = ".begun", ".stop", ".ray"
 
@@ -75,14 +77,15 @@ def threads_of_process(config: Config) -> int:
 
 
 @contextlib.contextmanager
-def hold_run(folder: Path, *, wait_seconds: float = 0.0) -> Iterator[None]:
-    """Hold a run for this process: processes can outlive the one that started them, where that is killed.
+def hold_run(folder: Path) -> Iterator[None]:
+    """Hold a run for this process: processes outlive the one that started them for a while, where that is killed.
 
     Raises:
-        InputError: Another process has held it for all of these seconds.
+        InputError: Another process has held it for all of ``WAIT_SECONDS``.
     """
     try:
-        with FileLock(folder / LOCK, timeout=wait_seconds):
+        # Beside the folder, which may be discarded while it is held.
+        with FileLock(folder.with_name(f".{folder.name}{LOCK}"), timeout=WAIT_SECONDS):
             yield
     except Timeout:
         raise InputError(

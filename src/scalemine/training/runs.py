@@ -38,7 +38,7 @@ from scalemine.store import (
 from scalemine.training.family import SHARED, Data, Family, Trainer, run_settings
 from scalemine.training.folds import Leak, leak_report, text_leaks
 from scalemine.training.loop import BEST
-from scalemine.training.processes import launch
+from scalemine.training.processes import launch, threads_of_process
 from scalemine.training.splits import Split, plan_splits
 
 logger = logging.getLogger(__name__)
@@ -165,17 +165,34 @@ def describe_plan(config: Config) -> list[str]:
         prepared = prepare(config, scratch=Path(scratch))
         lines = [f"{key}: {value}" for key, value in run_settings(config, prepared.family).items()]
         for split in prepared.splits:
-            name, state = run_state(config, prepared, split)
+            run = run_state(config, prepared, split)
             dev = f"{len(split.dev)} of dev" if len(split.dev) else "dev from elsewhere"
-            lines.append(f"{name}: {len(split.train)} tweets, {dev}, {len(split.held_out)} held out: {state}")
+            lines.append(f"{run.name}: {len(split.train)} tweets, {dev}, {len(split.held_out)} held out: {run.state}")
         return [*lines, *(f"{name}: {dataset.num_rows} tweets" for name, dataset in prepared.data.tests.items())]
 
 
 RunState = Literal["finished", "trained, to be scored again", "to go on", "to do"]
 
 
-def run_state(config: Config, prepared: Prepared, split: Split, *, redo: bool = False) -> tuple[str, RunState]:
-    """Return the name of a run's folder, and how far the run has come; nothing is written.
+@dataclass(frozen=True)
+class KnownRun:
+    """A run, before it is begun or after.
+
+    Args:
+        name: Of its folder.
+        state: How far it has come.
+        stage: Hash of the settings and data that decide its model.
+        scoring: Hash of what decides its scores beside that.
+    """
+
+    name: str
+    state: RunState
+    stage: str
+    scoring: str
+
+
+def run_state(config: Config, prepared: Prepared, split: Split, *, redo: bool = False) -> KnownRun:
+    """Return what a run is called, and how far it has come; nothing is written.
 
     Args:
         config: The configuration.
@@ -186,12 +203,12 @@ def run_state(config: Config, prepared: Prepared, split: Split, *, redo: bool = 
     Raises:
         InputError: The folder was made with other data, and that is not to be discarded.
     """
-    stage = _open_run(config, prepared, split, redo=redo, make=False)
+    stage, scoring = _open_run(config, prepared, split, redo=redo, make=False), _scoring(config, prepared.data)
     result = read_result(stage.folder) if stage.is_ours() else None
+    state: RunState = "to go on" if stage.is_ours() and (stage.folder / STATE).exists() else "to do"
     if result is not None:
-        is_scored = result["scoring"] == _scoring(config, prepared.data)
-        return stage.folder.name, "finished" if is_scored else "trained, to be scored again"
-    return stage.folder.name, "to go on" if stage.is_ours() and (stage.folder / STATE).exists() else "to do"
+        state = "finished" if result["scoring"] == scoring else "trained, to be scored again"
+    return KnownRun(stage.folder.name, state, stage.fingerprint, fingerprint(scoring))
 
 
 def _open_run(config: Config, prepared: Prepared, split: Split, *, redo: bool = False, make: bool = True) -> Stage:
@@ -282,6 +299,7 @@ def train_split(
                 "scoring": _scoring(config, data),
                 "train_tweets": len(split.train),
                 "processes": config.train.processes,
+                "threads": threads_of_process(config),
                 "leaks": {name: [asdict(leak) for leak in of_set] for name, of_set in leaks[split.fold].items()},
                 "total_seconds": round(time.monotonic() - started, 3),
                 "versions": {"python": platform.python_version()}
