@@ -29,8 +29,6 @@ Rate = Callable[[Floats], Floats]
 Measure = Literal["f1", "precision", "recall"]
 
 LEVEL: Final = 0.05  # an adjusted p below it is evidence
-FEWEST_PERMUTED: Final = 6  # of fewer pairs, the most extreme signs have p > 0.05
-MOST_PERMUTED: Final = 20  # 2^20 assignments of signs
 
 _TAIL: Final = 0.025  # on either side of a 95 % interval
 _EQUAL: Final = 1e-12  # differences that are smaller come of rounding
@@ -123,8 +121,6 @@ class FoldTest:
         p: Its p, two-sided, with J - 1 degrees of freedom.
         low: Lower end of its 95 % interval.
         high: Upper end.
-        permutation_p: p of the exact sign-flip permutation test, two-sided; for 6 to 20 pairs. It takes the pairs for
-            independent, which folds are not quite: they share training tweets.
         num_pairs: J.
         test_share: Tweets tested on per tweet trained on, which corrects the t-test.
     """
@@ -135,7 +131,6 @@ class FoldTest:
     p: float | None
     low: float | None
     high: float | None
-    permutation_p: float | None
     num_pairs: int
     test_share: float | None
 
@@ -213,9 +208,9 @@ def false_alarm_difference(
 
 
 def fold_test(base: Sequence[float], other: Sequence[float], *, test_share: float | None = None) -> FoldTest:
-    """Return a corrected resampled t-test over folds and, for 6 to 20 pairs, an exact sign-flip permutation test.
+    """Return a corrected resampled t-test over folds.
 
-    The t-test is t = mean / sqrt((1 / J + test_share) sd^2): folds share training tweets, so that their mean is less
+    It is t = mean / sqrt((1 / J + test_share) sd^2): folds share training tweets, so that their mean is less
     sure than their spread suggests, and the plain t-test (``test_share=0``) finds too much. Without two pairs, or where
     all differences are equal, there is no t and no p.
 
@@ -228,7 +223,7 @@ def fold_test(base: Sequence[float], other: Sequence[float], *, test_share: floa
     Raises:
         ValueError: There is no value, the numbers of values differ, a value is not finite, or the share is below 0.
 
-    Source: Nadeau and Bengio 2003; Bouckaert and Frank 2004. Permutation: Fisher 1935, Pitman 1937.
+    Source: Nadeau and Bengio 2003; Bouckaert and Frank 2004.
     """
     from scipy import stats  # slow to load, and of use here alone
 
@@ -243,18 +238,17 @@ def fold_test(base: Sequence[float], other: Sequence[float], *, test_share: floa
     num_pairs = len(differences_J)
     effect = float(differences_J.mean())
     if num_pairs < 2:
-        return FoldTest(effect, None, None, None, None, None, None, num_pairs, test_share)
+        return FoldTest(effect, None, None, None, None, None, num_pairs, test_share)
     if test_share is None:
         test_share = 1 / (num_pairs - 1)
     sd = float(differences_J.std(ddof=1))
-    permutation_p = _flip_signs(differences_J) if FEWEST_PERMUTED <= num_pairs <= MOST_PERMUTED else None
     if sd <= _EQUAL * max(1.0, float(np.abs(base_J).max()), float(np.abs(other_J).max())):
-        return FoldTest(effect, 0.0, None, None, None, None, permutation_p, num_pairs, test_share)
+        return FoldTest(effect, 0.0, None, None, None, None, num_pairs, test_share)
     error = sd * (1 / num_pairs + test_share) ** 0.5
     t = effect / error
     half = error * float(stats.t.ppf(1 - _TAIL, num_pairs - 1))
     p = float(2 * stats.t.sf(abs(t), num_pairs - 1))
-    return FoldTest(effect, sd, t, p, effect - half, effect + half, permutation_p, num_pairs, test_share)
+    return FoldTest(effect, sd, t, p, effect - half, effect + half, num_pairs, test_share)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -443,16 +437,3 @@ def _measure(counts_3: Floats, measure: Measure) -> Floats:
 def _ratio(part: Floats, whole: Floats) -> Floats:
     # Where there is nothing to divide by, the part is 0 as well: 0 / 1.
     return part / np.maximum(whole, 1)
-
-
-# --- Permutation
-
-
-def _flip_signs(differences_J: Floats) -> float:
-    """Return the share of all assignments of signs whose sum is as far from 0 as the one observed, or farther."""
-    sums = np.zeros(1)
-    for one in np.abs(differences_J):
-        sums = np.concatenate([sums + one, sums - one])
-    # Sums that are equal but for rounding are as far.
-    observed = abs(differences_J.sum()) - _EQUAL * np.abs(differences_J).sum()
-    return float(np.mean(np.abs(sums) >= observed))
