@@ -95,7 +95,7 @@ def test_bootstrap_and_fold_test_are_given_what_the_runs_found(tmp_path):
             of_fold.append(sum(recalls) / 2)
         arms.append(counts)
         means.append(of_fold)
-    assert found.difference == paired_bootstrap(*arms, measure="recall", rounds=ROUNDS)
+    assert found.difference == paired_bootstrap(*arms, rounds=ROUNDS)["recall"]
     # 40 tweets are held out per 100 that are trained on.
     expected = fold_test(*means, test_share=0.4)
     assert (found.folds.effect, found.folds.p) == pytest.approx((expected.effect, expected.p))

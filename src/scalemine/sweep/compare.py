@@ -10,26 +10,26 @@ import json
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import numpy as np
 
 from scalemine.config import InputError
 from scalemine.store import Json, Workdir
 from scalemine.sweep.outcomes import (
+    Findings,
     FinishedRun,
-    Outcome,
+    Ids,
     Pair,
     SweepRuns,
     TrialRuns,
-    read_outcome,
+    read_findings,
     read_sweep,
 )
 from scalemine.sweep.plan import find_sweep
 from scalemine.training.comparison import (
     Difference,
     FoldTest,
-    Measure,
     Summary,
     false_alarm_difference,
     fold_means,
@@ -474,13 +474,17 @@ def _compare_all(
             why = f"no run of {none} is finished" if none else "no finished runs with the same fold and seed"
             missing.append(NotCompared(name, base, None, why))
     for key in sets:
-        outcomes = _read_outcomes(sweep, key)
         of_set = []
-        for name, base in base_of.items():
-            try:
-                of_set += list(_contrasts(by_name[base], by_name[name], key, outcomes, rounds))
-            except _NotComparableError as error:
-                missing.append(NotCompared(name, base, key, str(error)))
+        # Predictions of a base and of one trial are held at a time.
+        for base in dict.fromkeys(base_of.values()):
+            known: dict[Ids, Ids] = {}
+            of_base = _read(by_name[base], key, known)
+            for name in (name for name, against in base_of.items() if against == base):
+                try:
+                    of_other = _read(by_name[name], key, known)
+                    of_set += list(_contrasts(by_name[base], by_name[name], key, of_base, of_other, rounds))
+                except _NotComparableError as error:
+                    missing.append(NotCompared(name, base, key, str(error)))
         found += _adjusted(of_set)
     order = {name: number for number, name in enumerate(base_of)}
     return sorted(found, key=lambda one: order[one.trial]), sorted(missing, key=lambda one: order[one.trial])
@@ -490,26 +494,29 @@ class _NotComparableError(Exception):
     """Two trials cannot be compared on a test set; the message says why."""
 
 
-Outcomes = Mapping[tuple[str, Pair], Outcome]
-
-
 def _tested(trial: TrialRuns, test_set: str) -> dict[Pair, FinishedRun]:
     return {pair: run for pair, run in trial.runs.items() if test_set in run.result["metrics"]}
 
 
-def _read_outcomes(sweep: SweepRuns, test_set: str) -> dict[tuple[str, Pair], Outcome]:
-    """Return what each run finds in a test set, by trial and pair; runs whose predictions are gone are left out."""
-    outcomes = {}
-    for trial in sweep.trials:
-        for pair, run in _tested(trial, test_set).items():
-            try:
-                outcomes[trial.name, pair] = read_outcome(run, test_set)
-            except FileNotFoundError:
-                continue
-    return outcomes
+def _read(trial: TrialRuns, test_set: str, known: dict[Ids, Ids]) -> dict[Pair, Findings]:
+    """Return what each run of a trial finds in a test set; runs whose predictions are gone are left out."""
+    found = {}
+    for pair, run in _tested(trial, test_set).items():
+        try:
+            found[pair] = read_findings(run, test_set, known)
+        except FileNotFoundError:
+            continue
+    return found
 
 
-def _contrasts(base: TrialRuns, other: TrialRuns, test_set: str, outcomes: Outcomes, rounds: int) -> Iterator[Contrast]:
+def _contrasts(
+    base: TrialRuns,
+    other: TrialRuns,
+    test_set: str,
+    found_by_base: Mapping[Pair, Findings],
+    found_by_other: Mapping[Pair, Findings],
+    rounds: int,
+) -> Iterator[Contrast]:
     """Yield a trial's contrasts on a test set; their p-values are not adjusted yet.
 
     Raises:
@@ -518,23 +525,12 @@ def _contrasts(base: TrialRuns, other: TrialRuns, test_set: str, outcomes: Outco
     both = [pair for pair in base.runs if pair in other.runs]
     if not both:
         return  # said once for all test sets
-    pairs = [pair for pair in both if (base.name, pair) in outcomes and (other.name, pair) in outcomes]
+    pairs = [pair for pair in both if pair in found_by_base and pair in found_by_other]
     if not pairs:
         raise _NotComparableError("the predictions of one of them are not there")
-    of_base, of_other = ([outcomes[trial.name, pair] for pair in pairs] for trial in (base, other))
+    of_base, of_other = ([found[pair] for pair in pairs] for found in (found_by_base, found_by_other))
     _check_same_tweets(of_base, of_other)
-    measures = [*get_args(Measure)]
-    kinds = [kind for kind in of_base[0].alarms if all(kind in one.alarms for one in (*of_base, *of_other))]
-    kinds = kinds if len(kinds) > 2 else [kind for kind in kinds if kind == ALL_NEGATIVES]  # one kind is all there is
-    measures += [FALSE_ALARMS if kind == ALL_NEGATIVES else f"{FALSE_ALARMS}.{kind}" for kind in kinds]
-    for measure in measures:
-        if measure in get_args(Measure):
-            counts = ([one.counts for one in of_arm] for of_arm in (of_base, of_other))
-            difference = paired_bootstrap(*counts, measure=measure, rounds=rounds)
-        else:
-            kind = measure.partition(".")[2] or ALL_NEGATIVES
-            alarms = ([one.alarms[kind] for one in of_arm] for of_arm in (of_base, of_other))
-            difference = false_alarm_difference(*alarms, rounds=rounds)
+    for measure, difference in _differences(of_base, of_other, rounds).items():
         yield Contrast(
             trial=other.name,
             base=base.name,
@@ -549,10 +545,23 @@ def _contrasts(base: TrialRuns, other: TrialRuns, test_set: str, outcomes: Outco
         )
 
 
-def _check_same_tweets(base: Sequence[Outcome], other: Sequence[Outcome]) -> None:
+def _differences(base: Sequence[Findings], other: Sequence[Findings], rounds: int) -> dict[str, Difference]:
+    """Return the differences by measure: of spans or labels, and of false alarms, by kind where there are several."""
+    counts = ([one.counts for one in of_arm] for of_arm in (base, other))
+    found = {str(measure): one for measure, one in paired_bootstrap(*counts, rounds=rounds).items()}
+    kinds = [kind for kind in base[0].alarms if all(kind in one.alarms for one in (*base, *other))]
+    kinds = kinds if len(kinds) > 2 else [kind for kind in kinds if kind == ALL_NEGATIVES]  # one kind is all there is
+    for kind in kinds:
+        alarms = ([one.alarms[kind] for one in of_arm] for of_arm in (base, other))
+        measure = FALSE_ALARMS if kind == ALL_NEGATIVES else f"{FALSE_ALARMS}.{kind}"
+        found[measure] = false_alarm_difference(*alarms, rounds=rounds)
+    return found
+
+
+def _check_same_tweets(base: Sequence[Findings], other: Sequence[Findings]) -> None:
     for one, another in zip(base, other, strict=True):
-        ids, others = list(one.counts.ids), list(another.counts.ids)
-        if sorted(ids) != sorted(others):
+        ids, others = one.counts.ids, another.counts.ids
+        if ids is not others and sorted(ids) != sorted(others):
             common = len(set(ids) & set(others))
             raise _NotComparableError(
                 f"tested on other tweets: {common:,} of {len(ids):,} and {len(others):,} are the same (a held-out fold "
