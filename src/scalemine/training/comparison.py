@@ -34,7 +34,7 @@ LEVEL: Final = 0.05  # an adjusted p below it is evidence
 _TAIL: Final = 0.025  # on either side of a 95 % interval
 _EQUAL: Final = 1e-12  # differences that are smaller come of rounding
 _DRAWS_PER_CHUNK: Final = 1 << 20
-_MOST_KEPT: Final = 1 << 26  # draws: 256 MB
+_MOST_KEPT: Final = 1 << 28  # draws: 256 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -429,16 +429,17 @@ def _interval(differences_R: Floats) -> tuple[float, float, float]:
 
 
 @lru_cache(maxsize=1)
-def _kept_draws(num_tweets: int, rounds: int, seed: int) -> list[tuple[slice, NDArray[np.uint32]]]:
+def _kept_draws(num_tweets: int, rounds: int, seed: int) -> list[tuple[slice, NDArray[np.uint8]]]:
     """Return what ``_draws`` yields first: many arms and measures are compared on one test set after another."""
     return list(_draws(num_tweets, rounds, np.random.default_rng(seed)))
 
 
-def _draws(num_tweets: int, rounds: int, generator: np.random.Generator) -> Iterator[tuple[slice, NDArray[np.uint32]]]:
+def _draws(num_tweets: int, rounds: int, generator: np.random.Generator) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
     """Yield some rounds, and how often they draw each tweet, ``(C, N)``; the chunks bound the memory alone."""
     per_chunk = max(1, _DRAWS_PER_CHUNK // num_tweets)
     for first in range(0, rounds, per_chunk):
         num = min(per_chunk, rounds - first)
         cells_CN = generator.integers(num_tweets, size=(num, num_tweets)) + num_tweets * np.arange(num)[:, None]
         drawn_CN = np.bincount(cells_CN.ravel(), minlength=cells_CN.size).reshape(num, num_tweets)
-        yield slice(first, first + num), drawn_CN.astype(np.uint32)
+        assert drawn_CN.max() <= 255  # of more tweets than that, none is drawn so often: 1 / 256! bounds the chance
+        yield slice(first, first + num), drawn_CN.astype(np.uint8)
