@@ -118,6 +118,118 @@ def test_epochs_chosen_on_the_held_out_fold_are_said_to_flatter(arms):
     assert "so that what is scored there is flattered" in " ".join(notes(chosen))
 
 
+@pytest.mark.parametrize(
+    ("search", "scheduler", "metric", "ways"),
+    [
+        ("grid", "none", "test_random.f1", None),
+        ("tpe", "none", "test_random.f1", "tpe"),
+        ("grid", "asha", "test_random.f1", "asha"),
+        ("random", "asha", "test_random.f1", "random, asha"),
+        ("tpe", "asha", "dev.f1", None),
+        ("tpe", "asha", "held_out.f1", None),  # of other tweets by arm, so not compared
+    ],
+)
+def test_p_values_of_what_the_metric_chose_are_said_to_be_optimistic(arms, search, scheduler, metric, ways):
+    said = [
+        one for one in notes({**arms, "search": search, "scheduler": scheduler, "metric": metric}) if "optimi" in one
+    ]
+    assert len(said) == (ways is not None)
+    if ways is not None:
+        assert f"({ways}) by test_random.f1, and they are compared on test_random too" in said[0]
+
+
+def test_the_rounds_that_were_drawn_are_said(tmp_path):
+    write_arms(tmp_path, dict.fromkeys(("random", "1s", "2s"), (0.5, 0.1)), folds=0, seeds=(1,), positives=10)
+    assert "bootstrap over tweets (399 rounds)" in " ".join(notes(compare(tmp_path, rounds=ROUNDS).as_dict()))
+
+
+# --- Sweeps that are not finished, or in which there is nothing to compare
+
+
+def outputs(comparison, folder):
+    """Return all that is written of a comparison, once each table is seen to have rows and columns."""
+    for table in tables(comparison):
+        assert table.rows
+        assert all(len(row) == len(table.columns) > 1 for row in table.rows)
+        assert any(cell.text not in ("–", "") for row in table.rows for cell in row[1:])
+    buffer = io.StringIO()
+    print_comparison(Console(file=buffer, width=100), comparison)
+    paths = [*write_comparison(comparison, folder), folder / "page.html"]
+    write_comparison_page(comparison, paths[-1])
+    return buffer.getvalue() + "".join(path.read_text("utf-8") for path in paths)
+
+
+def test_a_sweep_of_one_trial(tmp_path):
+    of_set = tweets("t", 10, random=10)
+    write_tagger_run(tmp_path, "a", {"test_random": (of_set, first(of_set, 5, random=1))})
+    write_plan(tmp_path, [planned("only", [(None, 1, "a")], {"train.lr": 0.1})])
+    comparison = compare(tmp_path, rounds=ROUNDS).as_dict()
+    assert title(comparison) == "exp: only; 1 seed, 1 test set"
+    assert "Nothing is compared: the sweep has one trial." in notes(comparison)
+    assert not any("bootstrap" in one for one in notes(comparison))
+    assert drawings(comparison) == []
+    assert cells(sets_table(comparison)) == {"only": ["62.5", "3.0"]}
+    assert "Differences on" not in outputs(comparison, tmp_path)
+
+
+def test_a_sweep_in_which_no_other_trial_is_finished(tmp_path):
+    write_arms(tmp_path, {"random": (0.5, 0.1), "2s": (0.6, 0.1)}, folds=2, seeds=(1,), positives=10, space=POINTS)
+    for path in Workdir(tmp_path).runs.glob("2s-*"):
+        (path / "result.json").unlink()
+    for path in Workdir(tmp_path).runs.glob("random-[123]-*"):
+        (path / "result.json").unlink()
+    comparison = compare(tmp_path, rounds=ROUNDS).as_dict()
+    said = notes(comparison)
+    assert any(one.startswith("Not compared with") and "is finished" in one for one in said)
+    assert not any("bootstrap" in one or "one trial" in one for one in said)
+    assert drawings(comparison) == []
+    assert "over 2 folds" in outputs(comparison, tmp_path)
+
+
+def test_a_sweep_that_is_tested_on_nothing_but_its_dev_part(tmp_path):
+    of_set = tweets("t", 10)
+    trials = []
+    for number, lr in enumerate((0.1, 0.2)):
+        write_tagger_run(tmp_path, f"r{number}", {"dev": (of_set, first(of_set, 5 + number))})
+        trials.append(planned(f"t{number}", [(None, 1, f"r{number}")], {"train.lr": lr}))
+    write_plan(tmp_path, trials, metric="dev.f1")
+    comparison = compare(tmp_path, rounds=ROUNDS).as_dict()
+    assert main_set(comparison) is None
+    assert [table.caption for table in tables(comparison)] == ["Trials of exp; of the metric more is better"]
+    assert "lr 0.2" in outputs(comparison, tmp_path)
+
+
+def test_captions_say_that_runs_are_missing(arms, tmp_path):
+    shown = [table.caption for table in tables(arms)] + [
+        one.caption for one in (measures_table(arms, "test_1s"), alarms_table(arms))
+    ]
+    assert any("mean ± standard deviation over 2 folds × 2 seeds" in one for one in shown)
+    assert not any("finished" in one for one in shown)
+    write_arms(tmp_path, {"random": (0.5, 0.1), "1s": (0.5, 0.1), "2s": (0.8, 0.05)}, folds=2, positives=10)
+    runs = Workdir(tmp_path).runs
+    for path in runs.glob("1s-*"):
+        (path / "result.json").unlink()
+    # A trial without a run is in no mean.
+    assert "deviation over 2 folds × 2 seeds" in sets_table(compare(tmp_path, rounds=ROUNDS).as_dict()).caption
+    (runs / "2s-0-1-2" / "predictions" / "test_1s.parquet").unlink()
+    found = compare(tmp_path, rounds=ROUNDS).as_dict()
+    assert "mean over the finished runs of 2 folds × 2 seeds" in gains_table(found).caption
+    (runs / "2s-0-1-2" / "result.json").unlink()
+    found = compare(tmp_path, rounds=ROUNDS).as_dict()
+    for table in (sets_table(found), measures_table(found, "test_1s"), alarms_table(found)):
+        assert "deviation over the finished runs of 2 folds × 2 seeds" in table.caption
+
+
+def test_differences_without_folds_have_one_star_and_say_so(grid):
+    assert any(one["holm_p"] < 0.05 for one in grid["contrasts"])
+    for row in contrasts_table(grid, "test_random_plus").rows:
+        said, difference, of_folds = row[2].text, row[5].text, row[7].text
+        is_evidence = said.startswith(("better", "worse"))
+        assert difference.count("*") == is_evidence
+        assert said.endswith("with these models; not tested over folds") == is_evidence
+        assert of_folds == "–"
+
+
 # --- Tables
 
 

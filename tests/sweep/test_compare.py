@@ -12,7 +12,7 @@ from scalemine.sweep.compare import compare
 from scalemine.training.comparison import Counts, fold_test, holm, paired_bootstrap, summarise
 from sweep.sweeps import first, guessed, planned, tweets, write_arms, write_classifier_run, write_plan, write_tagger_run
 
-ROUNDS = 200
+ROUNDS = 1_000
 SET = tweets("t", 40, random=40)
 
 
@@ -95,7 +95,7 @@ def test_bootstrap_and_fold_test_are_given_what_the_runs_found(tmp_path):
             of_fold.append(sum(recalls) / 2)
         arms.append(counts)
         means.append(of_fold)
-    assert found.difference == paired_bootstrap(*arms, measure="recall", rounds=ROUNDS)
+    assert found.difference == paired_bootstrap(*arms, rounds=ROUNDS)["recall"]
     # 40 tweets are held out per 100 that are trained on.
     expected = fold_test(*means, test_share=0.4)
     assert (found.folds.effect, found.folds.p) == pytest.approx((expected.effect, expected.p))
@@ -146,6 +146,48 @@ def test_classifiers(tmp_path):
     assert of_trial["macro_ap"].mean == scores["average_precision"]["macro"]
     assert contrast(found, "2s_1", "f1").verdict.startswith("better by")
     assert found.test_sets[0].negatives == {"all": 20}
+
+
+def test_rounds_are_enough_for_the_arms_that_are_compared(tmp_path):
+    arms = {name: first(SET, 30) for name in ("a", "b", "c", "d")}
+    one_run_each(tmp_path, {"random": first(SET, 10), **arms})
+    found = compare(tmp_path, rounds=100)
+    assert found.rounds == 799
+    alike = [contrast(found, f"{name}_1", "f1") for name in arms]
+    # As little as can be, and still evidence after the adjustment.
+    assert [one.difference.p for one in alike] == [2 / 800] * 4
+    assert [one.holm_p for one in alike] == pytest.approx([0.01] * 4)
+    assert all(one.verdict.startswith("better by") for one in alike)
+    assert compare(tmp_path, rounds=1_000).rounds == 1_000
+    (Workdir(tmp_path).runs / "d" / "result.json").unlink()
+    assert compare(tmp_path, rounds=100).rounds == 599
+
+
+def test_rounds_are_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("scalemine.sweep.compare._MOST_ROUNDS", 300)
+    one_run_each(tmp_path, {"random": first(SET, 10), **{name: first(SET, 30) for name in "abc"}})
+    assert compare(tmp_path, rounds=100).rounds == 300
+    assert compare(tmp_path, rounds=400).rounds == 400
+
+
+@pytest.mark.parametrize(("folds", "tested"), [(0, False), (1, False), (2, True)])
+def test_verdicts_say_whether_folds_were_tested(tmp_path, folds, tested):
+    write_arms(tmp_path, {"random": (0.2, 0.1), "2s": (0.9, 0.1)}, folds=folds, positives=60)
+    one = contrast(compare(tmp_path, rounds=ROUNDS), "2s_0", "recall")
+    assert (one.folds_holm_p is not None) == tested
+    assert one.verdict.endswith(" with these models; not tested over folds") != tested
+
+
+def test_folds_that_differ_alike_are_not_tested(tmp_path):
+    runs = {name: [(fold, 1, f"{name}{fold}") for fold in range(3)] for name in ("random", "2s")}
+    for name, hits in (("random", 10), ("2s", 30)):
+        for fold, _, run in runs[name]:
+            write_tagger_run(tmp_path, run, {"test_random": (SET, first(SET, hits))}, fold=fold, train_set=name)
+    trials = [planned(f"{name}_1", own, {"train.train_set": name}) for name, own in runs.items()]
+    write_plan(tmp_path, trials, folds=3)
+    one = contrast(compare(tmp_path, rounds=ROUNDS), "2s_1", "recall")
+    assert (one.folds.sd, one.folds.p) == (0, None)
+    assert one.verdict.endswith("with these models; not tested over folds")
 
 
 # --- What cannot be compared
@@ -271,6 +313,98 @@ def test_an_arm_as_base_is_compared_where_all_else_is_the_same(tmp_path):
     )
 
 
+TRAINED_ON = {
+    "both_3s": {"train.train_set": "3s"},
+    "guarded_3s": {"train.train_uri": "guarded/train_3s.parquet"},
+    "random": {"train.train_set": "random"},
+}
+
+
+def by_batch_size(trained_on=TRAINED_ON):
+    """Return settings and arms of a sweep of train sets by batch size."""
+    settings = {
+        f"{arm}_{size}": {**own, "train.batch_size": size} for arm, own in trained_on.items() for size in (8, 16)
+    }
+    return settings, {name: name.rpartition("_")[0] for name in settings}
+
+
+@pytest.mark.parametrize("base", ["both_3s", "guarded_3s", "random", "guarded", None])
+def test_arms_by_batch_size_are_compared_with_the_base_of_their_own(tmp_path, base):
+    settings, arms = by_batch_size()
+    side = {None: "random", "guarded": "guarded_3s"}.get(base, base)
+    found = opponents(tmp_path, settings, base, arms)
+    sizes = {f"{arm}_{size}": f"{side}_{size}" for arm in TRAINED_ON if arm != side for size in (8, 16)}
+    assert found == (f"{side}_8", sizes)
+    assert {trial.side for trial in compare(tmp_path, base=base, rounds=1).trials} == set(TRAINED_ON)
+
+
+def test_a_set_and_a_file_of_the_same_name_are_not_the_same(tmp_path):
+    settings, _ = by_batch_size()
+    base, found = opponents(tmp_path, settings, "3s")
+    assert (base, found) == (
+        "both_3s_8",
+        {
+            "guarded_3s_8": "both_3s_8", "guarded_3s_16": "both_3s_16",
+            "random_8": "both_3s_8", "random_16": "both_3s_16",
+        },
+    )  # fmt: skip
+    assert list(dict.fromkeys(trial.side for trial in compare(tmp_path, rounds=1).trials)) == [
+        "3s", "guarded/3s", "random",
+    ]  # fmt: skip
+    assert opponents(tmp_path, settings, "guarded/3s")[0] == "guarded_3s_8"
+
+
+def test_arms_that_differ_in_more_than_the_train_set_are_the_sides(tmp_path):
+    trained_on = {
+        "plain": {"train.train_set": "random"},
+        "slow": {"train.train_set": "2s", "train.lr": 1e-4},
+        "fast": {"train.train_set": "2s", "train.lr": 1e-2},
+    }
+    settings, arms = by_batch_size(trained_on)
+    assert opponents(tmp_path, settings, "slow", arms) == (
+        "slow_8", {"plain_8": "slow_8", "plain_16": "slow_16", "fast_8": "slow_8", "fast_16": "slow_16"},
+    )  # fmt: skip
+    base, found = opponents(tmp_path, settings, None, arms)
+    assert (base, found) == (
+        "plain_8", {"slow_8": "plain_8", "slow_16": "plain_16", "fast_8": "plain_8", "fast_16": "plain_16"},
+    )  # fmt: skip
+
+
+def test_train_sets_that_go_through_each_arm_are_the_sides(tmp_path):
+    arms = {name: name.split("_")[0] for name in SETS}
+    assert opponents(tmp_path, SETS, None, arms) == (
+        "lstm_random",
+        {"lstm_2s": "lstm_random", "cnn_2s": "cnn_random"},
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "names"),
+    [
+        (["3s", "random"], ["3s", "random"]),
+        (["3s", "guarded/train_3s.parquet"], ["3s", "guarded/3s"]),
+        (["/a/apart/train_3s.parquet", "/b/apart/train_3s.parquet", "3s"], ["a/apart/3s", "b/apart/3s", "3s"]),
+        (["/a/train_3s.parquet", "/a/train_2s.parquet"], ["3s", "2s"]),
+        (["a/train_3s.parquet", "a/train_3s.conll"], ["a/train_3s.parquet", "a/train_3s.conll"]),
+        (["3s", "train_3s.parquet"], ["3s", "train_3s.parquet"]),
+        (["s3://x/3s.parquet", "s3://y/3s.parquet"], ["x/3s", "y/3s"]),
+    ],
+)
+def test_names_of_train_sets_tell_them_apart(tmp_path, settings, names):
+    own = {
+        f"t{number}": {"train.train_uri" if "." in one else "train.train_set": one}
+        for number, one in enumerate(settings)
+    }
+    opponents(tmp_path, own)
+    assert [trial.side for trial in compare(tmp_path, rounds=1).trials] == names
+
+
+def test_of_several_files_of_random_the_first_is_the_base(tmp_path):
+    settings = {name: {"train.train_uri": f"{name}/train_random.parquet"} for name in ("b", "a")}
+    settings = {"c": {"train.train_uri": "c/train_2s.parquet"}, **settings}
+    assert opponents(tmp_path, settings) == ("b", {"c": "b", "a": "b"})
+
+
 def test_files_are_train_sets_too(tmp_path):
     settings = {name: {"train.train_uri": f"/data/train_{name}.parquet"} for name in ("2s", "random")}
     assert opponents(tmp_path, settings) == ("random", {"2s": "random"})
@@ -284,7 +418,10 @@ def test_bases_that_are_not_known_are_refused_with_the_names(tmp_path, base, sai
     if not said:
         assert opponents(tmp_path, SETS, base)[0] == "lstm_random"
         return
-    with pytest.raises(InputError, match=f"--base {base}: {said} .trials: lstm_random, lstm_2s, cnn_random, cnn_2s"):
+    with pytest.raises(
+        InputError,
+        match=f"--base {base}: {said} .trials: lstm_random, lstm_2s, cnn_random, cnn_2s; train sets: random, 2s",
+    ):
         opponents(tmp_path, SETS, base)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scalemine.store import Workdir
-from scalemine.sweep.outcomes import read_outcome, read_sweep
+from scalemine.sweep.outcomes import read_findings, read_sweep
 from scalemine.training.tagging.labels import spans_of_tags
 from scalemine.training.tagging.scoring import write_predictions
 from sweep.sweeps import first, planned, tweets, write_classifier_run, write_plan, write_tagger_run
@@ -44,7 +44,7 @@ def test_spans_and_alarms_of_a_run(tmp_path):
     of_set = tweets("t", 4, random=3, mined_1s=2)
     write_tagger_run(tmp_path, "a", {"test_x": (of_set, first(of_set, 3, random=1, mined_1s=2))})
     write_plan(tmp_path, [planned("a", [(None, 1, "a")], {})])
-    found = read_outcome(only_run(tmp_path), "test_x")
+    found = read_findings(only_run(tmp_path), "test_x")
     assert list(found.counts.ids) == [tweet.id for tweet in of_set]
     correct, predicted, gold = found.counts.counts_N3.sum(axis=0)
     assert (correct, predicted, gold) == (3, 6, 4)
@@ -61,7 +61,7 @@ def test_a_set_without_negatives_has_no_alarms(tmp_path):
     of_set = tweets("t", 2)
     write_tagger_run(tmp_path, "a", {"test_no": (of_set, [False, False])})
     write_plan(tmp_path, [planned("a", [(None, 1, "a")], {})])
-    found = read_outcome(only_run(tmp_path), "test_no")
+    found = read_findings(only_run(tmp_path), "test_no")
     assert found.alarms == {}
     assert found.counts.counts_N3.tolist() == [[0, 0, 1], [0, 0, 1]]
 
@@ -88,7 +88,7 @@ def test_counts_are_those_of_sets_of_spans(tmp_path_factory, pairs):
     for gold, predicted in pairs:
         ours, theirs = set(spans_of_tags(gold)), set(spans_of_tags(predicted))
         expected.append([len(ours & theirs), len(theirs), len(ours)])
-    assert read_outcome(run, "test_x").counts.counts_N3.tolist() == expected
+    assert read_findings(run, "test_x").counts.counts_N3.tolist() == expected
 
 
 def test_predictions_that_are_gone(tmp_path):
@@ -97,7 +97,7 @@ def test_predictions_that_are_gone(tmp_path):
     write_plan(tmp_path, [planned("a", [(None, 1, "a")], {})])
     (Workdir(tmp_path).runs / "a" / "predictions" / "test_no.parquet").unlink()
     with pytest.raises(FileNotFoundError):
-        read_outcome(only_run(tmp_path), "test_no")
+        read_findings(only_run(tmp_path), "test_no")
 
 
 # --- Classifiers
@@ -110,7 +110,7 @@ def test_labels_over_the_thresholds_where_targets_are_known(tmp_path):
     write_classifier_run(tmp_path, "a", {"test_x": (ids, targets_NC, scores_NC)}, ["rain", "wind"], [0.6, 0.5])
     write_plan(tmp_path, [planned("a", [(None, 1, "a")], {})])
     run = only_run(tmp_path)
-    found = read_outcome(run, "test_x")
+    found = read_findings(run, "test_x")
     # The unknown label of the second tweet does not count; 0.6 as float32 is above 0.6, 0.5 is the threshold itself.
     assert found.counts.counts_N3.tolist() == [[1, 2, 1], [0, 0, 1], [1, 1, 1], [0, 0, 0], [0, 0, 0]]
     assert found.alarms["all"].alarms_N2.tolist() == [[1, 0], [1, 0], [1, 0], [0, 1], [1, 1]]
@@ -133,5 +133,18 @@ def test_thresholds_are_found_by_the_name_of_the_label(tmp_path):
     }
     pq.write_table(pa.table({"id": table["id"], **turned}).replace_schema_metadata({"labels": "wind\nrain"}), path)
     write_plan(tmp_path, [planned("a", [(None, 1, "a")], {})])
-    found = read_outcome(only_run(tmp_path), "test_x")
+    found = read_findings(only_run(tmp_path), "test_x")
     assert found.counts.counts_N3.tolist() == [[1, 1, 1]]
+
+
+def test_runs_of_the_same_tweets_hold_their_ids_once(tmp_path):
+    known = {}
+    for number, size in enumerate((3, 3, 4)):
+        of_set = tweets("t", size)
+        write_tagger_run(tmp_path, f"a{number}", {"test_no": (of_set, first(of_set, number))}, seed=number)
+    write_plan(tmp_path, [planned("a", [(None, number, f"a{number}") for number in range(3)], {})])
+    (trial,) = read_sweep(Workdir(tmp_path), Workdir(tmp_path).sweeps / "exp").trials
+    one, another, longer = (read_findings(run, "test_no", known) for run in trial.runs.values())
+    assert one.counts.ids is another.counts.ids
+    assert longer.counts.ids == ("t-p0", "t-p1", "t-p2", "t-p3")
+    assert list(known) == [one.counts.ids, longer.counts.ids]

@@ -41,7 +41,7 @@ from scalemine.training.tagging.metrics import ALL_NEGATIVES
 logger = logging.getLogger(__name__)
 
 # Rises when the form of comparison.json changes.
-FORMAT: Final = 1
+FORMAT: Final = 2
 RANDOM_PLUS: Final = "test_random_plus"  # on which the paper compares
 FALSE_ALARMS: Final = "false_alarms"
 _MEASURES: Final = {
@@ -114,19 +114,46 @@ def notes(comparison: Json) -> list[str]:
     what = "spans of all types" if comparison["kind"] == "tagger" else "labels"
     said = [
         f"F1, P (precision) and R (recall) count {what} together (micro), in percent; differences are in percent "
-        f"points. ± is the standard deviation over folds of the mean over seeds; where there are no folds, over seeds.",
+        f"points. ± is the standard deviation over folds of the mean over seeds; where there are no folds, over seeds."
+    ]
+    if comparison["contrasts"]:
+        said += _of_differences(comparison)
+    elif len(comparison["trials"]) == 1:
+        said.append("Nothing is compared: the sweep has one trial.")
+    chosen = " or ".join(plain_name(one) for one in comparison["chosen_on"])
+    flatters = any("held-out" in one for one in comparison["chosen_on"])
+    said.append(f"Epochs were chosen on: {chosen}{', so that what is scored there is flattered' if flatters else ''}.")
+    return said + list(_missing(comparison))
+
+
+def _of_differences(comparison: Json) -> list[str]:
+    """Return what has to be known to read differences and their p-values."""
+    said = [
         f"Differences are those of the same folds, seeds and tweets. Their 95 % interval and p are of a paired "
         f"bootstrap over tweets ({comparison['rounds']:,} rounds), which holds the trained models fixed; the fold test "
         f"(corrected resampled t-test) does not: it asks what other training sets would bring, and few folds show only "
         f"large differences.",
         f"Each p is adjusted for all trials of its test set and measure (Holm), the intervals are not. An adjusted p "
         f"below {LEVEL:g} of the tweets is taken for evidence that these models differ (*), one of the folds too that "
-        f"training sets do (**); else there is no evidence of a difference, which is no proof that there is none.",
+        f"training sets do (**); else there is no evidence of a difference, which is no proof that there is none. "
+        f"Where there are no two folds, or all differ alike, nothing is tested over folds.",
     ]
-    chosen = " or ".join(plain_name(one) for one in comparison["chosen_on"])
-    flatters = any("held-out" in one for one in comparison["chosen_on"])
-    said.append(f"Epochs were chosen on: {chosen}{', so that what is scored there is flattered' if flatters else ''}.")
-    return said + list(_missing(comparison))
+    ways = [comparison["search"]] * (comparison["search"] != "grid")
+    ways += [comparison["scheduler"]] * (comparison["scheduler"] != "none")
+    metric, chosen_on = comparison["metric"], _set_of_metric(comparison)
+    if ways and chosen_on in {one["test_set"] for one in comparison["contrasts"]}:
+        said.append(
+            f"Trials were searched for or stopped ({', '.join(map(plain_name, ways))}) by {plain_name(metric)}, and "
+            f"they are compared on {plain_name(chosen_on)} too: there the p-values of those that it chose are "
+            f"optimistic."
+        )
+    return said
+
+
+def _set_of_metric(comparison: Json) -> str | None:
+    """Return the test set of the sweep's metric; None: it is of none."""
+    names = [one["name"] for one in comparison["test_sets"] if comparison["metric"].startswith(f"{one['name']}.")]
+    return max(names, key=len, default=None)  # names may have dots
 
 
 def _missing(comparison: Json) -> Iterator[str]:
@@ -190,8 +217,10 @@ def tables(comparison: Json) -> list[Table]:
 def overview_tables(comparison: Json) -> list[Table]:
     """Return what is to be seen first; each table only where the sweep has what it shows."""
     main = main_set(comparison)
-    found = [trials_table(comparison), sets_table(comparison), measures_table(comparison, main)]
-    found += [gains_table(comparison), models_table(comparison, main), alarms_table(comparison)]
+    found: list[Table | None] = [trials_table(comparison)]
+    if main is not None:
+        found += [sets_table(comparison), measures_table(comparison, main), gains_table(comparison)]
+        found += [models_table(comparison, main), alarms_table(comparison)]
     return [table for table in (*found, *matrix_tables(comparison)) if table is not None and table.rows]
 
 
@@ -201,13 +230,15 @@ def contrast_tables(comparison: Json) -> dict[str, Table]:
     return {key: table for key, table in found.items() if table is not None}
 
 
-def main_set(comparison: Json) -> str:
-    """Return the test set that is shown in detail: that of the paper, else that of the sweep's metric, or the first."""
+def main_set(comparison: Json) -> str | None:
+    """Return the test set that is shown in detail: that of the paper, else that of the sweep's metric, or the first.
+
+    None where nothing is tested but dev parts.
+    """
     names = [one["name"] for one in comparison["test_sets"]]
-    of_metric = next((name for name in names if comparison["metric"].startswith(f"{name}.")), None)
     compared = {one["test_set"] for one in comparison["contrasts"]}
-    wanted = [name for name in (RANDOM_PLUS, of_metric, *names) if name in names]
-    return str(next((name for name in wanted if name in compared), wanted[0]))
+    wanted = [name for name in (RANDOM_PLUS, _set_of_metric(comparison), *names) if name in names]
+    return next((name for name in wanted if name in compared), wanted[0] if wanted else None)
 
 
 def trials_table(comparison: Json) -> Table:
@@ -279,13 +310,8 @@ def gains_table(comparison: Json) -> Table | None:
     names = labels(comparison)
     pairs = {one["trial"]: one["base"] for one in found.values()}
     one_base = len(set(pairs.values())) == 1
-    rows = tuple(
-        (
-            Cell(names[trial] if one_base else _against(comparison, trial, base)),
-            *(Cell(_gain(found.get((trial, key)))) for key in sets),
-        )
-        for trial, base in pairs.items()
-    )
+    shown = names if one_base else _against(comparison, names)
+    rows = tuple((Cell(shown[trial]), *(Cell(_gain(found.get((trial, key)))) for key in sets)) for trial in pairs)
     base = f" less that of {names[next(iter(pairs.values()))]}" if one_base and pairs else " less that of the base"
     caption = f"F1{base}, in percent points, with its 95 % interval{_over(comparison, spread=False)}"
     return Table(f"{caption}; {_STARS}", (Column("Trial", "trial", False), *map(_of_set, sets)), rows)
@@ -375,7 +401,7 @@ def matrix_tables(comparison: Json) -> list[Table]:
             values = {(one["others"].get(key), one["others"].get(other)): one["metric"] for one in group}
             rows, columns = (sorted({pair[side] for pair in values if pair[side] is not None}) for side in (0, 1))
             is_grid = len(values) > len(rows) * len(columns) / 2 and max(len(rows), len(columns)) <= _MOST_SIDE
-            if len(rows) < 2 or len(columns) < 2 or not is_grid:
+            if len(rows) < 2 or len(columns) < 2 or not is_grid or not any(values.values()):
                 continue
             caption = f"{plain_name(comparison['metric'])}{', in percent,' if times == 100 else ''} by {_key(key)}"
             said = [] if group[0]["side"] == group[0]["name"] else [group[0]["side"]]
@@ -419,11 +445,12 @@ def contrasts_table(comparison: Json, test_set: str, measures: Sequence[str] | N
     if not found:
         return None
     one_base = len({one["base"] for one in found}) == 1
+    shown = names if one_base else _against(comparison, names)
     rows = []
     for one in found:
         difference, times = one["difference"], _times(one["measure"])
         cells = (
-            names[one["trial"]] if one_base else _against(comparison, one["trial"], one["base"]),
+            shown[one["trial"]],
             _name(one["measure"]),
             re.sub(r"( by \S+)? \([^)]*\)", "", one["verdict"]),  # its numbers have columns of their own
             decimal(times * difference["base"], 1),
@@ -440,12 +467,22 @@ def contrasts_table(comparison: Json, test_set: str, measures: Sequence[str] | N
     return Table(caption, columns, tuple(rows))
 
 
-def _against(comparison: Json, trial: str, base: str) -> str:
-    """Return which two are compared; of a base with the same other settings these are not said again."""
-    names = labels(comparison)
-    ours, theirs = (next(one for one in comparison["trials"] if one["name"] == name) for name in (trial, base))
-    alike = ours["others"] == theirs["others"] and theirs["side"] != base
-    return f"{names[trial]} against {plain_name(theirs['side']) if alike else names[base]}"
+def _against(comparison: Json, names: Mapping[str, str]) -> dict[str, str]:
+    """Return of each trial with which it is compared; of a base with the same other settings these are not said again.
+
+    Args:
+        comparison: The comparison.
+        names: Of all trials: ``labels``.
+    """
+    trials = {trial["name"]: trial for trial in comparison["trials"]}
+    found = {}
+    for ours in comparison["trials"]:
+        if ours["base"] is not None:
+            theirs = trials[ours["base"]]
+            alike = ours["others"] == theirs["others"] and theirs["side"] != theirs["name"]
+            against = plain_name(theirs["side"]) if alike else names[theirs["name"]]
+            found[ours["name"]] = f"{names[ours['name']]} against {against}"
+    return found
 
 
 def _of_set(key: str) -> Column:
@@ -509,12 +546,17 @@ def _tweets(comparison: Json, test_set: str) -> str:
 
 
 def _over(comparison: Json, *, spread: bool = True) -> str:
-    """Return what the means are over."""
+    """Return what the means are over: all folds and seeds, or what is finished of them."""
     folds, seeds = comparison["folds"], len(comparison["seeds"])
     trained = [counted(folds, "fold", "folds")] * bool(folds) + [counted(seeds, "seed", "seeds")] * (seeds > 1)
     if not trained:
         return ""
-    return f", mean {'± standard deviation ' if spread else ''}over {' × '.join(trained)}"
+    # A trial without a run is not in a mean.
+    is_whole = all(trial["num_runs"] in (0, trial["num_planned"]) for trial in comparison["trials"]) and all(
+        one["difference"]["num_runs"] == one["num_planned"] for one in comparison["contrasts"]
+    )
+    there = "" if is_whole else "the finished runs of "
+    return f", mean {'± standard deviation ' if spread else ''}over {there}{' × '.join(trained)}"
 
 
 def _mean(summary: Json | None, *, times: float = 100, digits: int = 1) -> str:
@@ -563,6 +605,8 @@ def drawings(comparison: Json, key: str = "c") -> list[Drawing]:
         key: Begins every id in the figures; letters and digits.
     """
     test_set = main_set(comparison)
+    if test_set is None:
+        return []
     trials = {trial["name"]: trial for trial in comparison["trials"]}
     gains = [one for one in comparison["contrasts"] if one["test_set"] == test_set and one["measure"] == "f1"]
     # Only where the base has the same other settings is a gain the side's.
@@ -614,7 +658,7 @@ def print_comparison(console: Console, comparison: Json) -> None:
         console.print(Text(plain_line(comparison["why"], _LINE_CHARS)))
     main = main_set(comparison)
     many = sum(trial["base"] is not None for trial in comparison["trials"]) > _MANY_TRIALS
-    detail = contrasts_table(comparison, main, ["f1"] if many else None)
+    detail = None if main is None else contrasts_table(comparison, main, ["f1"] if many else None)
     for table in [*overview_tables(comparison), *([] if detail is None else [detail])]:
         for part in _parts(table, console.width):
             print_table(console, part)

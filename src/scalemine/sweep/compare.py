@@ -1,35 +1,38 @@
 """The arms of a sweep beside one another: what each scores, and whether it does better than the one it is held against.
 
 Trials are compared run by run: same fold, same seed, same tweets. Each has an opponent: the trial that differs from it
-in the train set (or the arm) alone, where there is one, else the base of the whole sweep.
+in its side alone, the arm or the train set, where there is one, else the base of the whole sweep.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final, get_args
+from typing import Any, Final
 
 import numpy as np
 
 from scalemine.config import InputError
 from scalemine.store import Json, Workdir
 from scalemine.sweep.outcomes import (
+    Findings,
     FinishedRun,
-    Outcome,
+    Ids,
     Pair,
     SweepRuns,
     TrialRuns,
-    read_outcome,
+    read_findings,
     read_sweep,
 )
 from scalemine.sweep.plan import find_sweep
 from scalemine.training.comparison import (
+    LEVEL,
     Difference,
     FoldTest,
-    Measure,
     Summary,
     false_alarm_difference,
     fold_means,
@@ -44,6 +47,8 @@ from scalemine.training.tagging.metrics import ALL_NEGATIVES, NO_GOLD
 
 DEFAULT_BASE: Final = "random"  # a train set
 FALSE_ALARMS: Final = "false_alarms"  # of one kind of negatives alone: with a dot and the kind
+_RESOLUTION: Final = 0.2  # of the level, at most: the least adjusted p that the rounds of the bootstrap can give
+_MOST_ROUNDS: Final = 200_000  # that are drawn without being asked for
 _TRAIN_SETS: Final = ("train.train_set", "train.train_uri")
 # Where a result has each measure; spans and labels of all types together are "f1", "precision" and "recall".
 _OF_TAGGERS: Final = {name: name for name in ("f1", "precision", "recall", "macro_f1")}
@@ -161,7 +166,9 @@ class Comparison:
         mode: ``max`` or ``min``.
         folds: Number of folds; 0: none.
         seeds: Each trial is trained with each.
-        rounds: Of the bootstrap.
+        search: How trials were chosen: ``grid``, or else perhaps by the metric.
+        scheduler: ``none``, or what stopped trials by the metric.
+        rounds: Of the bootstrap, as they were drawn.
         kind: ``tagger`` or ``classifier``.
         base: Name of the trial that is the base where none has the same other settings.
         chosen_on: What chose the epochs.
@@ -177,6 +184,8 @@ class Comparison:
     mode: str
     folds: int
     seeds: tuple[int, ...]
+    search: str
+    scheduler: str
     rounds: int
     kind: str
     base: str
@@ -200,7 +209,7 @@ def compare(workdir: Path, name: str | None = None, base: str | None = None, rou
         name: Of the sweep; None: the only one.
         base: Name of a trial, an arm or a train set, or a part of a name that only one has; None: trained on
             ``random``, or else the first.
-        rounds: Of the bootstrap.
+        rounds: Of the bootstrap; more are drawn where there are so many trials that no p could be evidence.
 
     Raises:
         InputError: There is no such sweep, no finished run, or no such base.
@@ -210,8 +219,11 @@ def compare(workdir: Path, name: str | None = None, base: str | None = None, rou
     finished = [run for trial in sweep.trials for run in trial.runs.values()]
     if not finished:
         raise InputError(f"{workdir}: no run of sweep {sweep.plan.name} is finished; scalemine sweep goes on with it")
-    sides = _sides(sweep.trials, base)
-    chosen, base_of = _opponents(sweep.trials, sides, base)
+    train_sets = _train_sets(sweep.trials)
+    chosen, is_arm = _chosen(sweep.trials, train_sets, base)
+    sides = _sides(sweep.trials, train_sets, is_arm_named=is_arm)
+    base_of = _opponents(sweep.trials, sides, chosen)
+    rounds = _enough_rounds(rounds, sweep.trials, base_of)
     sets = [key for key in dict.fromkeys(key for run in finished for key in run.result["metrics"]) if key != DEV]
     contrasts, not_compared = _compare_all(sweep, base_of, sets, rounds)
     others = _others(sweep.trials, sides)
@@ -222,13 +234,23 @@ def compare(workdir: Path, name: str | None = None, base: str | None = None, rou
         mode=sweep.plan.mode,
         folds=sweep.plan.folds,
         seeds=sweep.plan.seeds,
+        search=sweep.plan.search,
+        scheduler=sweep.plan.scheduler,
         rounds=rounds,
         kind="tagger" if finished[0].is_tagger else "classifier",
         base=chosen.name,
         chosen_on=tuple(dict.fromkeys(run.result["chosen_on"] for run in finished)),
         test_sets=tuple(_test_set(key, [chosen, *sweep.trials]) for key in sets),
         trials=tuple(
-            _scores(trial, sides, others[trial.name], base_of.get(trial.name), sweep.plan.metric, sets)
+            _scores(
+                trial,
+                side=sides.name_of[trial.name],
+                others=others[trial.name],
+                train_set=train_sets[trial.name],
+                base=base_of.get(trial.name),
+                metric=sweep.plan.metric,
+                sets=sets,
+            )
             for trial in sweep.trials
         ),
         contrasts=tuple(contrasts),
@@ -240,20 +262,39 @@ def compare(workdir: Path, name: str | None = None, base: str | None = None, rou
 
 
 def _train_sets(trials: Sequence[TrialRuns]) -> dict[str, str | None]:
-    """Return by trial what it is trained on, the name of a set or a file; None where neither plan nor result says it.
+    """Return by trial the name of what it is trained on, one per set or file; None where nothing says it.
 
     Trials that do not say it themselves have it from the sweep's configuration: all the same.
     """
     said = {
-        trial.name: next((trial.settings[key] for key in reversed(_TRAIN_SETS) if trial.settings.get(key)), None)
+        trial.name: next((str(trial.settings[key]) for key in reversed(_TRAIN_SETS) if trial.settings.get(key)), None)
         for trial in trials
     }
     runs = [trial.first for trial in trials if said[trial.name] is None and trial.first is not None]
     common = runs[0].result["train_set"] if runs else None
-    named = {name: common if value is None else value for name, value in said.items()}
-    return {
-        name: None if value is None else Path(str(value)).stem.removeprefix("train_") for name, value in named.items()
-    }
+    settings = {name: common if value is None else value for name, value in said.items()}
+    names = _short_names({value for value in settings.values() if value is not None})
+    return {name: None if value is None else names[value] for name, value in settings.items()}
+
+
+def _short_names(settings: Collection[str]) -> dict[str, str]:
+    """Return a name for each train set or file: the stem, and as many of its folders as tell it from the others."""
+    depths = dict.fromkeys(settings, 0)
+    while True:
+        names = {one: _short_name(one, depth) for one, depth in depths.items()}
+        times = Counter(names.values())
+        alike = [one for one, name in names.items() if times[name] > 1]
+        deeper = [one for one in alike if _short_name(one, depths[one] + 1) != names[one]]
+        if not deeper:
+            return names if not alike else {one: one if one in alike else name for one, name in names.items()}
+        for one in deeper:
+            depths[one] += 1
+
+
+def _short_name(setting: str, num_folders: int) -> str:
+    path = Path(setting)
+    folders = [folder for folder in path.parts[:-1] if folder != path.anchor]
+    return "/".join([*folders[max(0, len(folders) - num_folders) :], path.stem.removeprefix("train_")])
 
 
 @dataclass(frozen=True)
@@ -261,12 +302,10 @@ class _Sides:
     """What is held against what.
 
     Args:
-        train_sets: What each trial is trained on.
         name_of: The side of each trial: its train set, its arm, or itself.
         keys: The settings that make a side.
     """
 
-    train_sets: Mapping[str, str | None]
     name_of: Mapping[str, str]
     keys: frozenset[str]
 
@@ -275,28 +314,25 @@ class _Sides:
         return _text({key: value for key, value in trial.settings.items() if key not in self.keys})
 
 
-def _sides(trials: Sequence[TrialRuns], base: str | None) -> _Sides:
-    """Return the sides: train sets where they differ, else arms, else each trial is a side of its own."""
+def _sides(trials: Sequence[TrialRuns], train_sets: Mapping[str, str | None], *, is_arm_named: bool) -> _Sides:
+    """Return the sides: arms, or train sets where arms have several; without either each trial is one of its own.
+
+    Args:
+        trials: Of the sweep.
+        train_sets: What each is trained on.
+        is_arm_named: An arm is to be the base.
+    """
     arms = {trial.arm for trial in trials}
-    arm_keys = _arm_keys(trials)
-    is_set_of_arm = any(key in arm_keys for key in _TRAIN_SETS)
-    train_sets = _train_sets(trials)
-    if len(set(train_sets.values())) > 1 and (base is None or base not in arms or is_set_of_arm):
-        return _Sides(train_sets, {name: str(value) for name, value in train_sets.items()}, frozenset(_TRAIN_SETS))
-    if len(arms) > 1:
-        return _Sides(train_sets, {trial.name: str(trial.arm) for trial in trials}, arm_keys)
-    return _Sides(train_sets, {trial.name: trial.name for trial in trials}, frozenset())
+    has_one_each = len({(trial.arm, train_sets[trial.name]) for trial in trials}) == len(arms)
+    if len(arms) > 1 and (is_arm_named or has_one_each):
+        return _Sides({trial.name: str(trial.arm) for trial in trials}, _arm_keys(trials))
+    if len(set(train_sets.values())) > 1:
+        return _Sides({name: str(value) for name, value in train_sets.items()}, frozenset(_TRAIN_SETS))
+    return _Sides({trial.name: trial.name for trial in trials}, frozenset())
 
 
-def _opponents(trials: Sequence[TrialRuns], sides: _Sides, base: str | None) -> tuple[TrialRuns, dict[str, str]]:
-    """Return the base of the sweep, and by name of each trial that is compared the name of its base."""
-    if base is None:
-        named = [trial for trial in trials if sides.train_sets[trial.name] == DEFAULT_BASE and trial.runs] or trials
-    else:
-        named = _named(trials, sides, base)
-    chosen = next((trial for trial in named if trial.runs), None)
-    if chosen is None:
-        raise InputError(f"--base {base}: no run of {named[0].name} is finished")
+def _opponents(trials: Sequence[TrialRuns], sides: _Sides, chosen: TrialRuns) -> dict[str, str]:
+    """Return by name of each trial that is compared the name of its base, where ``chosen`` is that of the sweep."""
     side = sides.name_of[chosen.name]
     of_base = {sides.rest(trial): trial.name for trial in trials if sides.name_of[trial.name] == side}
     of_base[sides.rest(chosen)] = chosen.name
@@ -306,7 +342,7 @@ def _opponents(trials: Sequence[TrialRuns], sides: _Sides, base: str | None) -> 
     # What is of the base's side without being anyone's base is compared with it too.
     bases = {chosen.name, *base_of.values()}
     idle = [trial.name for trial in trials if trial.name not in base_of and trial.name not in bases]
-    return chosen, base_of | dict.fromkeys(idle, chosen.name)
+    return base_of | dict.fromkeys(idle, chosen.name)
 
 
 def _arm_keys(trials: Sequence[TrialRuns]) -> frozenset[str]:
@@ -319,25 +355,50 @@ def _arm_keys(trials: Sequence[TrialRuns]) -> frozenset[str]:
     return frozenset(key for _, key in values) - varying
 
 
-def _named(trials: Sequence[TrialRuns], sides: _Sides, base: str) -> list[TrialRuns]:
-    """Return the trials of a name: one, or all of an arm or a train set."""
-    names: tuple[Callable[[TrialRuns], str | None], ...] = (
-        lambda one: one.name,
-        lambda one: one.arm,
-        lambda one: sides.train_sets[one.name],
-    )
-    for name_of in names:
+def _chosen(
+    trials: Sequence[TrialRuns], train_sets: Mapping[str, str | None], base: str | None
+) -> tuple[TrialRuns, bool]:
+    """Return the base of the sweep, and whether it was named as an arm."""
+    if base is not None:
+        named, is_arm = _named(trials, train_sets, base)
+    else:
+        # A file of such a name serves too, where it has to be told from others by its folder.
+        names = [(trial, train_sets[trial.name] or "") for trial in trials if trial.runs]
+        named = [trial for trial, name in names if name == DEFAULT_BASE]
+        named = named or [trial for trial, name in names if name.endswith(f"/{DEFAULT_BASE}")] or list(trials)
+        is_arm = False
+    found = next((trial for trial in named if trial.runs), None)
+    if found is None:
+        raise InputError(f"--base {base}: no run of {named[0].name} is finished")
+    return found, is_arm
+
+
+def _named(
+    trials: Sequence[TrialRuns], train_sets: Mapping[str, str | None], base: str
+) -> tuple[list[TrialRuns], bool]:
+    """Return the trials of a name, one, or all of an arm or a train set, and whether it is that of an arm."""
+
+    def of_trial(one: TrialRuns) -> str | None:
+        return one.name
+
+    def of_arm(one: TrialRuns) -> str | None:
+        return one.arm
+
+    def of_set(one: TrialRuns) -> str | None:
+        return train_sets[one.name]
+
+    for name_of in (of_trial, of_arm, of_set):
         if found := [trial for trial in trials if name_of(trial) == base]:
-            return found
-    for name_of in (names[1], names[0]):
+            return found, name_of is of_arm
+    for name_of in (of_arm, of_trial):
         found = [trial for trial in trials if base and base in (name_of(trial) or "")]
         if len({name_of(trial) for trial in found}) == 1:
-            return found
-    arms = [arm for arm in dict.fromkeys(trial.arm for trial in trials) if arm]
-    there = [f"arms: {', '.join(arms)}"] if arms else []
-    there.append(f"trials: {', '.join(trial.name for trial in trials)}")
+            return found, name_of is of_arm
     what = "several have this in their names" if found else "no trial or arm has this name"
-    raise InputError(f"--base {base}: {what} ({'; '.join(there)})")
+    known = {"arms": of_arm, "trials": of_trial, "train sets": of_set}
+    there = {word: [one for one in dict.fromkeys(map(name_of, trials)) if one] for word, name_of in known.items()}
+    shown = "; ".join(f"{word}: {', '.join(names)}" for word, names in there.items() if names)
+    raise InputError(f"--base {base}: {what} ({shown})")
 
 
 def _text(value: object) -> str:
@@ -356,8 +417,10 @@ def _others(trials: Sequence[TrialRuns], sides: _Sides) -> dict[str, dict[str, A
 
 def _scores(
     trial: TrialRuns,
-    sides: _Sides,
+    *,
+    side: str,
     others: Mapping[str, Any],
+    train_set: str | None,
     base: str | None,
     metric: str,
     sets: Sequence[str],
@@ -370,11 +433,11 @@ def _scores(
     }
     return TrialScores(
         name=trial.name,
-        side=sides.name_of[trial.name],
+        side=side,
         others=dict(others),
         arm=trial.arm,
         settings=dict(trial.settings),
-        train_set=sides.train_sets[trial.name],
+        train_set=train_set,
         model=first.get("model"),
         words=first.get("words"),
         stopped=trial.trial.stopped,
@@ -462,6 +525,14 @@ def _num_tweets(run: FinishedRun, test_set: str) -> int | None:
 # --- Comparisons
 
 
+def _enough_rounds(asked: int, trials: Sequence[TrialRuns], base_of: Mapping[str, str]) -> int:
+    """Return how many rounds to draw: their least p, 2 / (rounds + 1), is adjusted for all trials that are compared."""
+    runs = {trial.name: trial.runs.keys() for trial in trials}
+    num_compared = sum(bool(runs[name] & runs[base]) for name, base in base_of.items())
+    wanted = math.ceil(2 * num_compared / (_RESOLUTION * LEVEL)) - 1
+    return max(asked, min(wanted, _MOST_ROUNDS))
+
+
 def _compare_all(
     sweep: SweepRuns, base_of: Mapping[str, str], sets: Sequence[str], rounds: int
 ) -> tuple[list[Contrast], list[NotCompared]]:
@@ -474,13 +545,17 @@ def _compare_all(
             why = f"no run of {none} is finished" if none else "no finished runs with the same fold and seed"
             missing.append(NotCompared(name, base, None, why))
     for key in sets:
-        outcomes = _read_outcomes(sweep, key)
         of_set = []
-        for name, base in base_of.items():
-            try:
-                of_set += list(_contrasts(by_name[base], by_name[name], key, outcomes, rounds))
-            except _NotComparableError as error:
-                missing.append(NotCompared(name, base, key, str(error)))
+        # Predictions of a base and of one trial are held at a time.
+        for base in dict.fromkeys(base_of.values()):
+            known: dict[Ids, Ids] = {}
+            of_base = _read(by_name[base], key, known)
+            for name in (name for name, against in base_of.items() if against == base):
+                try:
+                    of_other = _read(by_name[name], key, known)
+                    of_set += list(_contrasts(by_name[base], by_name[name], key, of_base, of_other, rounds))
+                except _NotComparableError as error:
+                    missing.append(NotCompared(name, base, key, str(error)))
         found += _adjusted(of_set)
     order = {name: number for number, name in enumerate(base_of)}
     return sorted(found, key=lambda one: order[one.trial]), sorted(missing, key=lambda one: order[one.trial])
@@ -490,26 +565,29 @@ class _NotComparableError(Exception):
     """Two trials cannot be compared on a test set; the message says why."""
 
 
-Outcomes = Mapping[tuple[str, Pair], Outcome]
-
-
 def _tested(trial: TrialRuns, test_set: str) -> dict[Pair, FinishedRun]:
     return {pair: run for pair, run in trial.runs.items() if test_set in run.result["metrics"]}
 
 
-def _read_outcomes(sweep: SweepRuns, test_set: str) -> dict[tuple[str, Pair], Outcome]:
-    """Return what each run finds in a test set, by trial and pair; runs whose predictions are gone are left out."""
-    outcomes = {}
-    for trial in sweep.trials:
-        for pair, run in _tested(trial, test_set).items():
-            try:
-                outcomes[trial.name, pair] = read_outcome(run, test_set)
-            except FileNotFoundError:
-                continue
-    return outcomes
+def _read(trial: TrialRuns, test_set: str, known: dict[Ids, Ids]) -> dict[Pair, Findings]:
+    """Return what each run of a trial finds in a test set; runs whose predictions are gone are left out."""
+    found = {}
+    for pair, run in _tested(trial, test_set).items():
+        try:
+            found[pair] = read_findings(run, test_set, known)
+        except FileNotFoundError:
+            continue
+    return found
 
 
-def _contrasts(base: TrialRuns, other: TrialRuns, test_set: str, outcomes: Outcomes, rounds: int) -> Iterator[Contrast]:
+def _contrasts(
+    base: TrialRuns,
+    other: TrialRuns,
+    test_set: str,
+    found_by_base: Mapping[Pair, Findings],
+    found_by_other: Mapping[Pair, Findings],
+    rounds: int,
+) -> Iterator[Contrast]:
     """Yield a trial's contrasts on a test set; their p-values are not adjusted yet.
 
     Raises:
@@ -518,23 +596,12 @@ def _contrasts(base: TrialRuns, other: TrialRuns, test_set: str, outcomes: Outco
     both = [pair for pair in base.runs if pair in other.runs]
     if not both:
         return  # said once for all test sets
-    pairs = [pair for pair in both if (base.name, pair) in outcomes and (other.name, pair) in outcomes]
+    pairs = [pair for pair in both if pair in found_by_base and pair in found_by_other]
     if not pairs:
         raise _NotComparableError("the predictions of one of them are not there")
-    of_base, of_other = ([outcomes[trial.name, pair] for pair in pairs] for trial in (base, other))
+    of_base, of_other = ([found[pair] for pair in pairs] for found in (found_by_base, found_by_other))
     _check_same_tweets(of_base, of_other)
-    measures = [*get_args(Measure)]
-    kinds = [kind for kind in of_base[0].alarms if all(kind in one.alarms for one in (*of_base, *of_other))]
-    kinds = kinds if len(kinds) > 2 else [kind for kind in kinds if kind == ALL_NEGATIVES]  # one kind is all there is
-    measures += [FALSE_ALARMS if kind == ALL_NEGATIVES else f"{FALSE_ALARMS}.{kind}" for kind in kinds]
-    for measure in measures:
-        if measure in get_args(Measure):
-            counts = ([one.counts for one in of_arm] for of_arm in (of_base, of_other))
-            difference = paired_bootstrap(*counts, measure=measure, rounds=rounds)
-        else:
-            kind = measure.partition(".")[2] or ALL_NEGATIVES
-            alarms = ([one.alarms[kind] for one in of_arm] for of_arm in (of_base, of_other))
-            difference = false_alarm_difference(*alarms, rounds=rounds)
+    for measure, difference in _differences(of_base, of_other, rounds).items():
         yield Contrast(
             trial=other.name,
             base=base.name,
@@ -549,10 +616,23 @@ def _contrasts(base: TrialRuns, other: TrialRuns, test_set: str, outcomes: Outco
         )
 
 
-def _check_same_tweets(base: Sequence[Outcome], other: Sequence[Outcome]) -> None:
+def _differences(base: Sequence[Findings], other: Sequence[Findings], rounds: int) -> dict[str, Difference]:
+    """Return the differences by measure: of spans or labels, and of false alarms, by kind where there are several."""
+    counts = ([one.counts for one in of_arm] for of_arm in (base, other))
+    found = {str(measure): one for measure, one in paired_bootstrap(*counts, rounds=rounds).items()}
+    kinds = [kind for kind in base[0].alarms if all(kind in one.alarms for one in (*base, *other))]
+    kinds = kinds if len(kinds) > 2 else [kind for kind in kinds if kind == ALL_NEGATIVES]  # one kind is all there is
+    for kind in kinds:
+        alarms = ([one.alarms[kind] for one in of_arm] for of_arm in (base, other))
+        measure = FALSE_ALARMS if kind == ALL_NEGATIVES else f"{FALSE_ALARMS}.{kind}"
+        found[measure] = false_alarm_difference(*alarms, rounds=rounds)
+    return found
+
+
+def _check_same_tweets(base: Sequence[Findings], other: Sequence[Findings]) -> None:
     for one, another in zip(base, other, strict=True):
-        ids, others = list(one.counts.ids), list(another.counts.ids)
-        if sorted(ids) != sorted(others):
+        ids, others = one.counts.ids, another.counts.ids
+        if ids is not others and sorted(ids) != sorted(others):
             common = len(set(ids) & set(others))
             raise _NotComparableError(
                 f"tested on other tweets: {common:,} of {len(ids):,} and {len(others):,} are the same (a held-out fold "

@@ -5,7 +5,7 @@ Shapes: N tweets, C labels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from scalemine.training.tagging.metrics import ALL_NEGATIVES
 
 # Fold and seed; the fold is None where there are no folds.
 Pair = tuple[int | None, int]
+Ids = tuple[str, ...]  # of the tweets of a test set, in its order
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +95,7 @@ class SweepRuns:
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class Findings:
     """What one run finds in the tweets of one test set.
 
     Args:
@@ -123,22 +124,34 @@ def _read_trial(workdir: Workdir, trial: PlannedTrial, num_planned: int) -> Tria
     return TrialRuns(trial, num_planned, runs)
 
 
-def read_outcome(run: FinishedRun, test_set: str) -> Outcome:
+def read_findings(run: FinishedRun, test_set: str, known: dict[Ids, Ids] | None = None) -> Findings:
     """Return what a run finds in each tweet of a test set, from its predictions.
+
+    Args:
+        run: The run.
+        test_set: Of its test sets.
+        known: Ids of test sets that were read before, to which new ones are added; runs that are tested on the same
+            tweets then hold their ids once.
 
     Raises:
         FileNotFoundError: The predictions are not there.
     """
     path = run.folder / "predictions" / f"{test_set}.parquet"
+    known = {} if known is None else known
     if run.is_tagger:
-        return _tagger_outcome(path)
+        return _of_tagger(path, known)
     of_label = run.result["metrics"][test_set]["per_label"]
-    return _classifier_outcome(path, {label: scores["threshold"] for label, scores in of_label.items()})
+    return _of_classifier(path, {label: scores["threshold"] for label, scores in of_label.items()}, known)
 
 
-def _tagger_outcome(path: Path) -> Outcome:
+def _ids(column: pa.ChunkedArray, known: dict[Ids, Ids]) -> Ids:
+    ids = tuple(column.to_pylist())
+    return known.setdefault(ids, ids)
+
+
+def _of_tagger(path: Path, known: dict[Ids, Ids]) -> Findings:
     table = pq.read_table(path, columns=["id", "negative_kind", "gold", "predicted"])
-    ids = table["id"].to_pylist()
+    ids = _ids(table["id"], known)
     gold, predicted = (_spans(table[name]) for name in ("gold", "predicted"))
     counts_N3 = np.zeros((len(ids), 3), np.int32)
     for row in gold.keys() | predicted.keys():
@@ -148,7 +161,7 @@ def _tagger_outcome(path: Path) -> Outcome:
     found = sorted({kind for kind in kinds if kind is not None})
     masks = {ALL_NEGATIVES: np.array([kind is not None for kind in kinds], np.bool_)}
     masks |= {name: np.array([kind == name for kind in kinds], np.bool_) for name in found}
-    return Outcome(Counts(ids, counts_N3), _alarms(ids, counts_N3[:, 1] > 0, masks))
+    return Findings(Counts(ids, counts_N3), _alarms(ids, counts_N3[:, 1] > 0, masks))
 
 
 def _spans(tags: pa.ChunkedArray) -> dict[int, frozenset[Any]]:
@@ -162,20 +175,18 @@ def _spans(tags: pa.ChunkedArray) -> dict[int, frozenset[Any]]:
     }
 
 
-def _classifier_outcome(path: Path, thresholds: Mapping[str, float]) -> Outcome:
+def _of_classifier(path: Path, thresholds: Mapping[str, float], known: dict[Ids, Ids]) -> Findings:
     labels, targets_NC, scores_NC = read_predictions(path)
-    ids = pq.read_table(path, columns=["id"])["id"].to_pylist()
+    ids = _ids(pq.read_table(path, columns=["id"])["id"], known)
     given_NC: NDArray[np.bool_] = scores_NC >= np.array([thresholds[label] for label in labels])
     gold_NC, predicted_NC = targets_NC == 1, given_NC & (targets_NC >= 0)
     counts = (np.count_nonzero(mask_NC, axis=1) for mask_NC in (gold_NC & predicted_NC, predicted_NC, gold_NC))
     # As in the scores: a negative is a tweet without a known label.
     negative_N, alarm_N = np.all(targets_NC < 0, axis=1), np.any(given_NC, axis=1)
-    return Outcome(Counts(ids, np.stack(list(counts), axis=1)), _alarms(ids, alarm_N, {ALL_NEGATIVES: negative_N}))
+    return Findings(Counts(ids, np.stack(list(counts), axis=1)), _alarms(ids, alarm_N, {ALL_NEGATIVES: negative_N}))
 
 
-def _alarms(
-    ids: Sequence[str], predicted_N: NDArray[np.bool_], masks: Mapping[str, NDArray[np.bool_]]
-) -> dict[str, Alarms]:
+def _alarms(ids: Ids, predicted_N: NDArray[np.bool_], masks: Mapping[str, NDArray[np.bool_]]) -> dict[str, Alarms]:
     return {
         kind: Alarms(ids, np.stack([predicted_N, mask_N], axis=1).astype(np.int8))
         for kind, mask_N in masks.items()

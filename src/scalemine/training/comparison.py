@@ -19,7 +19,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import groupby
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,15 +27,14 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 Rate = Callable[[Floats], Floats]
 Measure = Literal["f1", "precision", "recall"]
+Name = TypeVar("Name", Measure, Literal["false_alarms"])
 
 LEVEL: Final = 0.05  # an adjusted p below it is evidence
-FEWEST_PERMUTED: Final = 6  # of fewer pairs, the most extreme signs have p > 0.05
-MOST_PERMUTED: Final = 20  # 2^20 assignments of signs
 
 _TAIL: Final = 0.025  # on either side of a 95 % interval
 _EQUAL: Final = 1e-12  # differences that are smaller come of rounding
 _DRAWS_PER_CHUNK: Final = 1 << 20
-_MOST_KEPT: Final = 1 << 26  # draws: 256 MB
+_MOST_KEPT: Final = 1 << 28  # draws: 256 MB
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +55,7 @@ class Counts:
     counts_N3: NDArray[Any]
 
     def __post_init__(self) -> None:
-        _check_outcomes(self.ids, self.counts_N3, 3)
+        _check_counts(self.ids, self.counts_N3, 3)
         if (self.counts_N3[:, :1] > self.counts_N3[:, 1:]).any():
             raise ValueError("a tweet has more correct than predicted or gold")
 
@@ -78,7 +77,7 @@ class Alarms:
     alarms_N2: NDArray[Any]
 
     def __post_init__(self) -> None:
-        _check_outcomes(self.ids, self.alarms_N2, 2)
+        _check_counts(self.ids, self.alarms_N2, 2)
         if (self.alarms_N2 > 1).any():
             raise ValueError("alarms and negatives are 0 or 1")
         if not self.alarms_N2[:, 1].any():
@@ -123,8 +122,6 @@ class FoldTest:
         p: Its p, two-sided, with J - 1 degrees of freedom.
         low: Lower end of its 95 % interval.
         high: Upper end.
-        permutation_p: p of the exact sign-flip permutation test, two-sided; for 6 to 20 pairs. It takes the pairs for
-            independent, which folds are not quite: they share training tweets.
         num_pairs: J.
         test_share: Tweets tested on per tweet trained on, which corrects the t-test.
     """
@@ -135,7 +132,6 @@ class FoldTest:
     p: float | None
     low: float | None
     high: float | None
-    permutation_p: float | None
     num_pairs: int
     test_share: float | None
 
@@ -163,21 +159,20 @@ def paired_bootstrap(
     base: Sequence[Counts],
     other: Sequence[Counts],
     *,
-    measure: Measure,
     rounds: int = 10_000,
     seed: int = 0,
-) -> Difference:
-    """Return the difference of a measure, the mean over runs, by a paired bootstrap over tweets.
+) -> dict[Measure, Difference]:
+    """Return the difference of each measure, the mean over runs, by one paired bootstrap over tweets.
 
     A round draws tweets of each test set with replacement, the same for both arms and for all runs with these tweets;
     runs whose ids differ (held-out folds) are drawn independently of one another. The interval is the percentile
     interval; p is twice the smaller share of rounds with a difference of at most or at least 0, where one more round
-    is counted in, so that it is never 0. Any order of the runs gives the same result.
+    is counted in, so that it is never 0. Where there is nothing to divide by, a measure is 0. Any order of the runs
+    gives the same result.
 
     Args:
         base: The runs of the base.
         other: Those of the other arm, of the same folds and seeds in the same order.
-        measure: 0 where there is nothing to divide by.
         rounds: Of the bootstrap.
         seed: Of the bootstrap; with the same one, arms are compared with a base on the same draws.
 
@@ -189,7 +184,7 @@ def paired_bootstrap(
     Hinkley 1997, chapter 4.
     """
     runs = _match([(one.ids, one.counts_N3) for one in base], [(one.ids, one.counts_N3) for one in other], fixed=2)
-    return _compare(measure, runs, lambda counts: _measure(counts, measure), rounds, seed)
+    return _compare(_MEASURES, runs, rounds, seed)
 
 
 def false_alarm_difference(
@@ -209,13 +204,13 @@ def false_alarm_difference(
     runs = _match([(one.ids, one.alarms_N2) for one in base], [(one.ids, one.alarms_N2) for one in other], fixed=1)
     # An alarm counts only in a negative.
     runs = [(ids, np.stack([arms[..., 0] * arms[..., 1], arms[..., 1]], axis=-1)) for ids, arms in runs]
-    return _compare("false_alarms", runs, lambda counts: 1_000 * _ratio(counts[..., 0], counts[..., 1]), rounds, seed)
+    return _compare(_FALSE_ALARMS, runs, rounds, seed)["false_alarms"]
 
 
 def fold_test(base: Sequence[float], other: Sequence[float], *, test_share: float | None = None) -> FoldTest:
-    """Return a corrected resampled t-test over folds and, for 6 to 20 pairs, an exact sign-flip permutation test.
+    """Return a corrected resampled t-test over folds.
 
-    The t-test is t = mean / sqrt((1 / J + test_share) sd^2): folds share training tweets, so that their mean is less
+    It is t = mean / sqrt((1 / J + test_share) sd^2): folds share training tweets, so that their mean is less
     sure than their spread suggests, and the plain t-test (``test_share=0``) finds too much. Without two pairs, or where
     all differences are equal, there is no t and no p.
 
@@ -228,7 +223,7 @@ def fold_test(base: Sequence[float], other: Sequence[float], *, test_share: floa
     Raises:
         ValueError: There is no value, the numbers of values differ, a value is not finite, or the share is below 0.
 
-    Source: Nadeau and Bengio 2003; Bouckaert and Frank 2004. Permutation: Fisher 1935, Pitman 1937.
+    Source: Nadeau and Bengio 2003; Bouckaert and Frank 2004.
     """
     from scipy import stats  # slow to load, and of use here alone
 
@@ -243,18 +238,17 @@ def fold_test(base: Sequence[float], other: Sequence[float], *, test_share: floa
     num_pairs = len(differences_J)
     effect = float(differences_J.mean())
     if num_pairs < 2:
-        return FoldTest(effect, None, None, None, None, None, None, num_pairs, test_share)
+        return FoldTest(effect, None, None, None, None, None, num_pairs, test_share)
     if test_share is None:
         test_share = 1 / (num_pairs - 1)
     sd = float(differences_J.std(ddof=1))
-    permutation_p = _flip_signs(differences_J) if FEWEST_PERMUTED <= num_pairs <= MOST_PERMUTED else None
     if sd <= _EQUAL * max(1.0, float(np.abs(base_J).max()), float(np.abs(other_J).max())):
-        return FoldTest(effect, 0.0, None, None, None, None, permutation_p, num_pairs, test_share)
+        return FoldTest(effect, 0.0, None, None, None, None, num_pairs, test_share)
     error = sd * (1 / num_pairs + test_share) ** 0.5
     t = effect / error
     half = error * float(stats.t.ppf(1 - _TAIL, num_pairs - 1))
     p = float(2 * stats.t.sf(abs(t), num_pairs - 1))
-    return FoldTest(effect, sd, t, p, effect - half, effect + half, permutation_p, num_pairs, test_share)
+    return FoldTest(effect, sd, t, p, effect - half, effect + half, num_pairs, test_share)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -277,7 +271,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def verdict(difference: Difference, adjusted_p: float, folds_p: float | None = None) -> str:
     """Return in words whether the other arm is better, with the 95 % interval, which is not adjusted.
 
-    Where the tweets are evidence and the folds are not, the difference is one of these models alone.
+    Where the tweets are evidence, and the folds are not or were not tested, the difference is one of these models
+    alone, and the words say so.
 
     Percent points for F1, precision and recall; per 1,000 negatives for false alarms, of which fewer are better. After
     "better" and "worse" the numbers are sizes; without evidence they are other minus base.
@@ -302,7 +297,10 @@ def verdict(difference: Difference, adjusted_p: float, folds_p: float | None = N
     if effect < 0:
         effect, low, high = -effect, -high, -low
     is_better = (difference.effect < 0) == are_alarms
-    alone = " with these models; no evidence over folds" if folds_p is not None and folds_p >= LEVEL else ""
+    if folds_p is None:
+        alone = " with these models; not tested over folds"
+    else:
+        alone = " with these models; no evidence over folds" if folds_p >= LEVEL else ""
     return f"{'better' if is_better else 'worse'} by {effect:z.1f} ({low:z.1f} to {high:z.1f}){alone}"
 
 
@@ -341,18 +339,35 @@ def summarise(values: Mapping[tuple[Hashable, Hashable], float]) -> Summary:
 
 # --- Bootstrap
 
-Outcomes = tuple[Sequence[str], NDArray[Any]]  # ids of the tweets, and counts (N, K)
+Tally = tuple[Sequence[str], NDArray[Any]]  # ids of the tweets, and counts (N, K)
 Run = tuple[tuple[str, ...], Floats]  # ids of the tweets, and counts (N, A, K)
 
 
-def _check_outcomes(ids: Sequence[str], counts_NK: NDArray[Any], num_counted: int) -> None:
+def _ratio(part: Floats, whole: Floats) -> Floats:
+    # Where there is nothing to divide by, the part is 0 as well: 0 / 1.
+    return part / np.maximum(whole, 1)
+
+
+# Rates of sums of correct, predicted and gold, and of alarms and negatives: (..., K) to (...).
+# Source: van Rijsbergen 1979; F1 = 2 correct / (predicted + gold).
+_MEASURES: Final[Mapping[Measure, Rate]] = {
+    "f1": lambda counts: _ratio(2 * counts[..., 0], counts[..., 1] + counts[..., 2]),
+    "precision": lambda counts: _ratio(counts[..., 0], counts[..., 1]),
+    "recall": lambda counts: _ratio(counts[..., 0], counts[..., 2]),
+}
+_FALSE_ALARMS: Final[Mapping[Literal["false_alarms"], Rate]] = {
+    "false_alarms": lambda counts: 1_000 * _ratio(counts[..., 0], counts[..., 1])
+}
+
+
+def _check_counts(ids: Sequence[str], counts_NK: NDArray[Any], num_counted: int) -> None:
     if counts_NK.shape != (len(ids), num_counted) or not len(ids):
         raise ValueError(f"counts of shape {counts_NK.shape} for {len(ids)} tweets: expected {num_counted} per tweet")
     if counts_NK.dtype.kind not in "iub" or (counts_NK < 0).any():
         raise ValueError("counts are whole numbers from 0")
 
 
-def _match(base: Sequence[Outcomes], other: Sequence[Outcomes], *, fixed: int) -> list[Run]:
+def _match(base: Sequence[Tally], other: Sequence[Tally], *, fixed: int) -> list[Run]:
     """Return the pairs of runs, in an order that does not depend on theirs.
 
     Args:
@@ -375,14 +390,11 @@ def _match(base: Sequence[Outcomes], other: Sequence[Outcomes], *, fixed: int) -
     return sorted(runs, key=lambda run: (run[0], run[1].tobytes()))
 
 
-def _compare(
-    measure: Measure | Literal["false_alarms"], runs: Sequence[Run], rate: Rate, rounds: int, seed: int
-) -> Difference:
-    """Return the difference of a rate, which maps sums of counts ``(..., K)`` to values ``(...)``."""
+def _compare(rates: Mapping[Name, Rate], runs: Sequence[Run], rounds: int, seed: int) -> dict[Name, Difference]:
+    """Return by one bootstrap the difference of each rate, which maps sums of counts ``(..., K)`` to ``(...)``."""
     if rounds < 1:
         raise ValueError(f"rounds is {rounds}")
-    base, other = np.mean([rate(counts_NAK.sum(axis=0)) for _, counts_NAK in runs], axis=0).tolist()
-    differences_R = np.zeros(rounds)
+    totals = {name: np.zeros(rounds) for name in rates}  # (R,) each, over all runs
     generator = np.random.default_rng(seed)
     num_tweets = 0
     sets = [(ids, list(sharing)) for ids, sharing in groupby(runs, key=lambda run: run[0])]
@@ -396,63 +408,38 @@ def _compare(
             sums_CSAK = (drawn_CN.astype(np.float64) @ counts_NSAK.reshape(len(ids), -1)).reshape(
                 -1, *counts_NSAK.shape[1:]
             )
-            values_CSA = rate(sums_CSAK)
-            differences_R[part] += (values_CSA[..., 1] - values_CSA[..., 0]).sum(axis=1)
-    differences_R /= len(runs)
+            for name, rate in rates.items():
+                values_CSA = rate(sums_CSAK)
+                totals[name][part] += (values_CSA[..., 1] - values_CSA[..., 0]).sum(axis=1)
+    found = {}
+    for name, rate in rates.items():
+        base, other = np.mean([rate(counts_NAK.sum(axis=0)) for _, counts_NAK in runs], axis=0).tolist()
+        low, high, p = _interval(totals[name] / len(runs))
+        found[name] = Difference(name, base, other, other - base, low, high, p, num_tweets, len(runs))
+    return found
+
+
+def _interval(differences_R: Floats) -> tuple[float, float, float]:
+    """Return the percentile interval of 95 %, and p."""
     # What rounding leaves of a difference of 0 would count on one side alone.
     differences_R[np.abs(differences_R) < _EQUAL] = 0.0
     low, high = np.quantile(differences_R, [_TAIL, 1 - _TAIL]).tolist()
     beyond = int(min(np.count_nonzero(differences_R <= 0), np.count_nonzero(differences_R >= 0)))
-    p = min(1.0, 2 * (beyond + 1) / (rounds + 1))
-    return Difference(measure, base, other, other - base, low, high, p, num_tweets, len(runs))
+    return low, high, min(1.0, 2 * (beyond + 1) / (len(differences_R) + 1))
 
 
 @lru_cache(maxsize=1)
-def _kept_draws(num_tweets: int, rounds: int, seed: int) -> list[tuple[slice, NDArray[np.uint32]]]:
+def _kept_draws(num_tweets: int, rounds: int, seed: int) -> list[tuple[slice, NDArray[np.uint8]]]:
     """Return what ``_draws`` yields first: many arms and measures are compared on one test set after another."""
     return list(_draws(num_tweets, rounds, np.random.default_rng(seed)))
 
 
-def _draws(num_tweets: int, rounds: int, generator: np.random.Generator) -> Iterator[tuple[slice, NDArray[np.uint32]]]:
+def _draws(num_tweets: int, rounds: int, generator: np.random.Generator) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
     """Yield some rounds, and how often they draw each tweet, ``(C, N)``; the chunks bound the memory alone."""
     per_chunk = max(1, _DRAWS_PER_CHUNK // num_tweets)
     for first in range(0, rounds, per_chunk):
         num = min(per_chunk, rounds - first)
         cells_CN = generator.integers(num_tweets, size=(num, num_tweets)) + num_tweets * np.arange(num)[:, None]
         drawn_CN = np.bincount(cells_CN.ravel(), minlength=cells_CN.size).reshape(num, num_tweets)
-        yield slice(first, first + num), drawn_CN.astype(np.uint32)
-
-
-def _measure(counts_3: Floats, measure: Measure) -> Floats:
-    """Return a measure ``(...)`` of correct, predicted and gold ``(..., 3)``.
-
-    Source: van Rijsbergen 1979; F1 = 2 correct / (predicted + gold).
-    """
-    correct, predicted, gold = np.moveaxis(counts_3, -1, 0)
-    match measure:
-        case "f1":
-            return _ratio(2 * correct, predicted + gold)
-        case "precision":
-            return _ratio(correct, predicted)
-        case "recall":
-            return _ratio(correct, gold)
-        case _:
-            raise ValueError(f"measure is {measure!r}: expected f1, precision or recall")
-
-
-def _ratio(part: Floats, whole: Floats) -> Floats:
-    # Where there is nothing to divide by, the part is 0 as well: 0 / 1.
-    return part / np.maximum(whole, 1)
-
-
-# --- Permutation
-
-
-def _flip_signs(differences_J: Floats) -> float:
-    """Return the share of all assignments of signs whose sum is as far from 0 as the one observed, or farther."""
-    sums = np.zeros(1)
-    for one in np.abs(differences_J):
-        sums = np.concatenate([sums + one, sums - one])
-    # Sums that are equal but for rounding are as far.
-    observed = abs(differences_J.sum()) - _EQUAL * np.abs(differences_J).sum()
-    return float(np.mean(np.abs(sums) >= observed))
+        assert drawn_CN.max() <= 255  # of more tweets than that, none is drawn so often: 1 / 256! bounds the chance
+        yield slice(first, first + num), drawn_CN.astype(np.uint8)
