@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from scalemine.cli import main
+from scalemine.report.comparison import FORMAT
 from scalemine.store import Workdir, read_json
 from sweep.sweeps import write_arms
 from training.tiny import write_bert
@@ -511,7 +512,7 @@ def test_sweep_and_status(call: Any, swept: Path, tmp_path: Path) -> None:
     assert done.code == 0, done.err
     for label in ("head_lr=0.05", "head_lr=0.02"):
         assert re.search(rf"{label} +2/2 +[01]\.\d{{4}} ± ", done.out), done.out
-    assert "sweep rates, finished: 4 done, 0 running, 0 waiting, best head_lr=0.0" in done.out
+    assert re.search(r"sweep rates, finished: 4 done, 0 running, 0 waiting, best [01]\.\d{4} by head_lr=0\.0", done.out)
     configs = workdir / "sweeps" / "rates" / "configs"
     assert f"each trial's configuration: {configs}; all scores: {workdir / 'results.parquet'}" in done.out
     assert len(list(configs.glob("*.yaml"))) == 2
@@ -556,7 +557,7 @@ def test_a_sweep_with_runs_that_failed(call: Any, swept: Path, tmp_path: Path) -
     failed = [line for line in ended.out.splitlines() if line.startswith("failed: ")]
     assert len(failed) == 2
     assert all("stopped; the checkpoint before it is kept" in line for line in failed)
-    assert "2 done, 0 running, 0 waiting, 2 failed, best head_lr=0.05" in ended.out
+    assert re.search(r"2 done, 0 running, 0 waiting, 2 failed, best [01]\.\d{4} by head_lr=0\.05", ended.out)
     assert "2 failed, best" in call("status", tmp_path / "work").out
     finished = state(tmp_path / "work" / "runs").items() & {
         (path, path.stat().st_mtime_ns) for path in tmp_path.glob("work/runs/*/result.json")
@@ -893,7 +894,7 @@ def test_compare_prints_and_writes(call: Any, tmp_path: Path) -> None:
     # Nothing is mined here, so there is no report.
     assert not Workdir(tmp_path).report.exists()
     ended = call("compare", tmp_path, "--base", "2s", "--rounds", "200", "--json")
-    assert json.loads(ended.out) == read_json(folder / "comparison.json")
+    assert {"format": FORMAT, **json.loads(ended.out)} == read_json(folder / "comparison.json")
     assert json.loads(ended.out)["base"] == "2s_0"
 
 

@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from scalemine.store import Json, Workdir, read_result
+from scalemine.store import Json, Workdir
 from scalemine.sweep.plan import Plan, PlannedTrial, read_plan
 from scalemine.training.comparison import Alarms, Counts
 from scalemine.training.multilabel.data import read_predictions
@@ -118,7 +118,7 @@ def _read_trial(workdir: Workdir, trial: PlannedTrial, num_planned: int) -> Tria
     runs = {}
     for planned in trial.runs:
         folder = workdir.runs / planned.run
-        result = read_result(folder)
+        result = planned.result(workdir)
         if result is not None:
             runs[planned.fold, planned.seed] = FinishedRun(folder, result)
     return TrialRuns(trial, num_planned, runs)
