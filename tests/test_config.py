@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -441,3 +442,25 @@ def test_stopping_wants_more_folds_than_the_first(write: Any) -> None:
     path = write(SMALLEST | {"train": {"folds": 3}, "sweep": {"scheduler": "asha"}})
     assert load_config(path, ["sweep.min_folds=2"]).sweep.min_folds == 2
     assert "got 3" in refusal(path, "sweep.min_folds=3")
+
+
+def test_keys_of_a_space_are_set_from_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text("workdir: work\nsweep: {space: {train.hidden: [4, 8]}, arms: {slow: {train.lr: 1.0e-6}}}\n")
+    overrides = ["sweep.space.train.hidden=[16]", "sweep.space.train.dropout=[0.1]", "sweep.arms.slow.train.epochs=2"]
+    found = load_config(path, overrides, needs=()).sweep
+    assert {key: one.choice for key, one in found.space.items()} == {"train.hidden": (16,), "train.dropout": (0.1,)}
+    assert found.arms == {"slow": {"train.lr": 1e-6, "train.epochs": 2}}
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [("metric: f1", "expected SET.MEASURE, such as held_out.f1; got 'f1'"), ("trials: 3", "a grid has as many"),
+     ("folds: 3", "sweep.folds: expected at most train.folds")],
+)  # fmt: skip
+def test_a_sweep_that_cannot_be_is_refused(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "sweep.yaml"
+    path.write_text(f"workdir: work\nsweep: {{{line}}}\n")
+    with pytest.raises(InputError, match=re.escape(said)) as caught:
+        load_config(path, [], needs=())
+    assert "config:" not in str(caught.value)

@@ -364,7 +364,9 @@ def sweep(
     config: ConfigPath,
     overrides: Overrides = None,
     executor: OptExecutor = None,
-    dry_run: DryRun = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print the runs, what each may take, and how long; write nothing")
+    ] = False,
     redo: Redo = False,
 ) -> None:
     """Train every arm and point of a space in every fold and with every seed; call again to go on."""

@@ -605,8 +605,8 @@ class SweepConfig(Section):
     trials: int = Field(20, ge=1, le=MOST_TRIALS, description="of random and tpe, of each arm")
     metric: str | None = Field(
         None,
-        pattern=r"^[^.\s]+(\.[^.\s]+)+$",
-        description="dotted path into a result's metrics; None: F1 of taggers, macro ROC-AUC of others, held out",
+        description="SET.MEASURE, a path into a result's metrics; None: F1 of taggers, macro ROC-AUC of others, on the "
+        "held-out fold, or on a test set where train sets vary",
     )
     mode: Literal["max", "min"] = Field("max", description="whether more of the metric is better, or less")
     scheduler: Literal["none", "asha"] = Field(
@@ -628,6 +628,13 @@ class SweepConfig(Section):
         # To YAML an unquoted no is false.
         return {"no" if key is False else key: one for key, one in value.items()} if isinstance(value, dict) else value
 
+    @field_validator("metric")
+    @classmethod
+    def _dotted(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[^.\s]+(\.[^.\s]+)+", value):
+            raise ValueError(f"expected SET.MEASURE, such as held_out.f1; got {value!r}")
+        return value
+
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, value: tuple[int, ...] | None) -> tuple[int, ...] | None:
@@ -647,6 +654,8 @@ class SweepConfig(Section):
         ranges = [key for key, dimension in self.space.items() if dimension.bounds]
         if self.search == "grid" and ranges:
             raise ValueError(f"sweep.space.{ranges[0]}: a grid wants lists; give one, or sweep.search random or tpe")
+        if self.search == "grid" and "trials" in self.model_fields_set:
+            raise ValueError("sweep.trials: a grid has as many as it has points; drop it, or take sweep.search random")
         if self.search != "grid" and not self.space:
             raise ValueError(f"sweep.search: {self.search} wants something to search; give sweep.space")
         for arm, values in self.arms.items():
@@ -791,6 +800,10 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     if match is None:
         raise InputError(f"--set {override}: expected a.b=value, such as --set mining.per_class=20")
     *sections, key = match[1].split(".")
+    if sections[:2] == ["sweep", "space"]:  # whose keys have dots themselves
+        sections, key = sections[:2], match[1].split(".", 2)[2]
+    elif sections[:2] == ["sweep", "arms"] and len(sections) > 2:  # noqa: PLR2004
+        sections, key = sections[:3], match[1].split(".", 3)[3]
     for section in sections:
         inner = values[section] = {} if values.get(section) is None else values[section]
         if not isinstance(inner, dict):
@@ -805,17 +818,17 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
 def _explain(source: str, problem: Any) -> str:  # noqa: ANN401  pydantic's ErrorDetails
     """Say in one line what pydantic found, with the nearest known key for a misspelt one."""
     keys = [str(part) for part in problem["loc"]]
-    where = ".".join(keys) or "config"
+    where = ".".join(keys)
     if problem["type"] == "extra_forbidden":
         known = _known_keys(keys[:-1])
         near = difflib.get_close_matches(keys[-1], known, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known)}"
         return f"{source}: {where}: unknown key; {hint}"
     if problem["type"] == "missing":
-        return f"{source}: {where}: missing; it has no default and must be given"
+        return f"{source}: {where or 'config'}: missing; it has no default and must be given"
     message = problem["msg"].removeprefix("Value error, ")
     got = "" if "got" in message or isinstance(problem["input"], dict) else f", got {problem['input']!r}"
-    return f"{source}: {where}: {message}{got}"
+    return f"{source}: {where}{': ' if where else ''}{message}{got}"
 
 
 def _known_keys(sections: list[str]) -> list[str]:

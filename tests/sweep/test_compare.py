@@ -299,10 +299,15 @@ def test_what_is_not_finished_is_trained_on_what_the_others_are(tmp_path):
     assert opponents(tmp_path / "alone", settings, unfinished=("b",)) == ("a", {"b": "a"})
 
 
-@pytest.mark.parametrize("base", ["2s", "lstm_2s", "stm_2"])
-def test_a_base_that_is_named(tmp_path, base):
-    found = opponents(tmp_path, SETS, base)
+def test_a_train_set_as_base_is_compared_where_all_else_is_the_same(tmp_path):
+    found = opponents(tmp_path, SETS, "2s")
     assert found == ("lstm_2s", {"lstm_random": "lstm_2s", "cnn_random": "cnn_2s"})
+
+
+@pytest.mark.parametrize("base", ["lstm_2s", "stm_2", "model=lstm_crf, train_set=2s"])
+def test_a_trial_as_base_is_that_of_all(tmp_path, base):
+    found = opponents(tmp_path, SETS, base)
+    assert found == ("lstm_2s", dict.fromkeys(("lstm_random", "cnn_random", "cnn_2s"), "lstm_2s"))
 
 
 def test_an_arm_as_base_is_compared_where_all_else_is_the_same(tmp_path):
@@ -420,7 +425,7 @@ def test_bases_that_are_not_known_are_refused_with_the_names(tmp_path, base, sai
         return
     with pytest.raises(
         InputError,
-        match=f"--base {base}: {said} .trials: lstm_random, lstm_2s, cnn_random, cnn_2s; train sets: random, 2s",
+        match=rf"--base {base}: {said} .train sets: random . 2s; trials: model=lstm_crf, train_set=random . model=",
     ):
         opponents(tmp_path, SETS, base)
 

@@ -214,6 +214,7 @@ def test_what_cannot_be_is_refused_before_anything_runs(data, tmp_path):
     assert "did you mean train.hidden?" in refusal(sweep(data, tmp_path, {"train.hiden": [4]}))
     assert "train.hidden" in refusal(sweep(data, tmp_path, {"train.hidden": ["many"]}))
     assert "train.folds" in refusal(sweep(data, tmp_path, SPACE, folds=60))
+    assert "nothing to vary" in refusal(sweep(data, tmp_path, {}))
     assert "sweep.concurrency" in refusal(sweep(data, tmp_path, SPACE, concurrency=2))
     assert "no set 'tset' is scored (there are: held_out, test, dev)" in refusal(
         sweep(data, tmp_path, SPACE, metric="tset.f1")
@@ -248,7 +249,7 @@ def test_data_that_has_changed_is_refused_by_name_and_redone_on_request(data, tm
     pq.write_table(pq.read_table(copy).slice(0, 110), copy)
     with pytest.raises(InputError, match="--redo"):
         do(config)
-    assert describe_sweep(config, "one", redo=True)[0].endswith("0 finished")
+    assert describe_sweep(config, "one", redo=True)[0].endswith("0 finished; by test.f1")
     after = do(config, redo=True).plan
     assert [[run.run for run in trial.runs] for trial in after.trials] == [
         [run.run for run in trial.runs] for trial in before.trials
@@ -264,12 +265,12 @@ def test_a_look_writes_nothing_and_says_what_is_to_be_done(data, tmp_path):
     config = sweep(data, tmp_path, SPACE, seeds=[1, 2])
     lines = describe_sweep(config, "one")
     assert not list(tmp_path.iterdir())
-    assert lines[0] == "sweep one: 2 trials x 2 fold(s) x 2 seed(s) = 8 runs; 0 finished"
+    assert lines[0] == "sweep one: 2 trials x 2 folds x 2 seeds = 8 runs; 0 finished; by test.f1"
     assert lines[2] == "time: not known until a first run is finished"
     assert lines[3].endswith("train.hidden=4: 4 to do")
     do(sweep(data, tmp_path, {"train.hidden": [4]}, seeds=[1, 2]))
     lines = describe_sweep(config, "one")
-    assert lines[0].endswith("= 8 runs; 4 finished")
+    assert lines[0].endswith("= 8 runs; 4 finished; by test.f1")
     assert "for 4 runs" in lines[2]
     assert lines[3].endswith("4 finished")
 
@@ -293,6 +294,23 @@ def test_results_of_other_data_do_not_count(data, tmp_path, monkeypatch):
     plan = read_plan(workdir.sweeps / "one")
     assert [run.result(workdir) is not None for trial in plan.trials for run in trial.runs] == [True, False]
     assert len(list(workdir.runs.glob("*/result.json"))) == 2  # one of them of the data before
+
+
+def test_the_metric_is_on_a_test_set_where_train_sets_vary(data, tmp_path):
+    pq.write_table(pq.read_table(data / "train.parquet").slice(0, 110), other := tmp_path / "other.parquet")
+    space = {"train.train_uri": [str(data / "train.parquet"), str(other)]}
+    assert describe_sweep(sweep(data, tmp_path, space, metric=None), "one")[0].endswith("by test.f1")
+    assert describe_sweep(sweep(data, tmp_path, SPACE, metric=None), "one")[0].endswith("by held_out.f1")
+
+
+def test_trials_that_other_settings_took_out_are_named(data, tmp_path, caplog):
+    before = do(sweep(data, tmp_path, SPACE)).plan
+    with caplog.at_level(logging.WARNING, logger="scalemine"):
+        after = do(sweep(data, tmp_path, SPACE, train={"epochs": 2})).plan
+    assert any(record.message.startswith("2 trials of the call before do not belong") for record in caplog.records)
+    written = {path.name for path in (tmp_path / "sweeps/one/configs").iterdir()}
+    assert written == {f"{trial.name}_seed42.yaml" for trial in after.trials}
+    assert all((tmp_path / "runs" / run.run / "result.json").exists() for one in before.trials for run in one.runs)
 
 
 def test_configs_are_written_for_runs_that_were_done_before(data, tmp_path):
@@ -327,7 +345,7 @@ def test_an_error_that_nobody_foresaw_leaves_its_traceback_in_the_log(data, tmp_
         raise KeyError("unforeseen")
 
     monkeypatch.setattr(runs, "train_split", fail)
-    outcome = do(sweep(data, tmp_path, {}, folds=0))
+    outcome = do(sweep(data, tmp_path, {}, folds=0, seeds=[1]))
     [said] = outcome.failed.values()
     assert said == "KeyError: 'unforeseen'"
     [log] = (tmp_path / "sweeps/one/logs").iterdir()

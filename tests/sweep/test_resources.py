@@ -222,9 +222,9 @@ def test_a_run_of_several_processes_reserves_for_itself(machine: SimpleNamespace
 
 def test_it_is_said_in_words(machine: SimpleNamespace) -> None:
     assert str(Resources(1, 1, 8, None, None, 3 * GIB // 2)) == (
-        "1 at a time, each with 8 CPU core(s), about 1.5 GiB of memory"
+        "1 run at a time, each with 8 cores, about 1.5 GiB of memory"
     )
     assert str(Resources(2, 2, 2, 0.5, 0.5, 2 * GIB)) == (
-        "2 at a time, each with 2 CPU core(s) in each of 2 processes, 0.5 GPU(s), 50% of a GPU's memory, "
+        "2 runs at a time, each with 2 cores in each of 2 processes, 0.5 of a GPU, 50% of a GPU's memory, "
         "about 2.0 GiB of memory"
     )

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 
@@ -220,9 +220,12 @@ def compare(workdir: Path, name: str | None = None, base: str | None = None, rou
     if not finished:
         raise InputError(f"{workdir}: no run of sweep {sweep.plan.name} is finished; scalemine sweep goes on with it")
     train_sets = _train_sets(sweep.trials)
-    chosen, is_arm = _chosen(sweep.trials, train_sets, base)
-    sides = _sides(sweep.trials, train_sets, is_arm_named=is_arm)
-    base_of = _opponents(sweep.trials, sides, chosen)
+    chosen, kind = _chosen(sweep.trials, train_sets, sweep.plan.labels(), base)
+    sides = _sides(sweep.trials, train_sets, is_arm_named=kind == "arm")
+    if kind == "trial":
+        base_of = {trial.name: chosen.name for trial in sweep.trials if trial.name != chosen.name}
+    else:
+        base_of = _opponents(sweep.trials, sides, chosen)
     rounds = _enough_rounds(rounds, sweep.trials, base_of)
     sets = [key for key in dict.fromkeys(key for run in finished for key in run.result["metrics"]) if key != DEV]
     contrasts, not_compared = _compare_all(sweep, base_of, sets, rounds)
@@ -355,31 +358,37 @@ def _arm_keys(trials: Sequence[TrialRuns]) -> frozenset[str]:
     return frozenset(key for _, key in values) - varying
 
 
+Kind = Literal["trial", "arm", "train set"]
+
+
 def _chosen(
-    trials: Sequence[TrialRuns], train_sets: Mapping[str, str | None], base: str | None
-) -> tuple[TrialRuns, bool]:
-    """Return the base of the sweep, and whether it was named as an arm."""
+    trials: Sequence[TrialRuns], train_sets: Mapping[str, str | None], labels: Mapping[str, str], base: str | None
+) -> tuple[TrialRuns, Kind]:
+    """Return the base of the sweep, and as what it was named."""
+    kind: Kind = "train set"
     if base is not None:
-        named, is_arm = _named(trials, train_sets, base)
+        named, kind = _named(trials, train_sets, labels, base)
     else:
         # A file of such a name serves too, where it has to be told from others by its folder.
         names = [(trial, train_sets[trial.name] or "") for trial in trials if trial.runs]
         named = [trial for trial, name in names if name == DEFAULT_BASE]
         named = named or [trial for trial, name in names if name.endswith(f"/{DEFAULT_BASE}")] or list(trials)
-        is_arm = False
     found = next((trial for trial in named if trial.runs), None)
     if found is None:
         raise InputError(f"--base {base}: no run of {named[0].name} is finished")
-    return found, is_arm
+    return found, kind
 
 
 def _named(
-    trials: Sequence[TrialRuns], train_sets: Mapping[str, str | None], base: str
-) -> tuple[list[TrialRuns], bool]:
-    """Return the trials of a name, one, or all of an arm or a train set, and whether it is that of an arm."""
+    trials: Sequence[TrialRuns], train_sets: Mapping[str, str | None], labels: Mapping[str, str], base: str
+) -> tuple[list[TrialRuns], Kind]:
+    """Return the trials of a name, one, or all of an arm or a train set, and what has the name."""
 
     def of_trial(one: TrialRuns) -> str | None:
         return one.name
+
+    def of_label(one: TrialRuns) -> str | None:
+        return labels[one.name]
 
     def of_arm(one: TrialRuns) -> str | None:
         return one.arm
@@ -387,17 +396,19 @@ def _named(
     def of_set(one: TrialRuns) -> str | None:
         return train_sets[one.name]
 
-    for name_of in (of_trial, of_arm, of_set):
+    kinds: list[tuple[Callable[[TrialRuns], str | None], Kind]] = [(of_arm, "arm"), (of_set, "train set")]
+    kinds += [(of_trial, "trial"), (of_label, "trial")]
+    for name_of, kind in kinds:
         if found := [trial for trial in trials if name_of(trial) == base]:
-            return found, name_of is of_arm
-    for name_of in (of_arm, of_trial):
+            return found, kind
+    for name_of, kind in (kinds[0], *kinds[2:]):
         found = [trial for trial in trials if base and base in (name_of(trial) or "")]
         if len({name_of(trial) for trial in found}) == 1:
-            return found, name_of is of_arm
+            return found, kind
     what = "several have this in their names" if found else "no trial or arm has this name"
-    known = {"arms": of_arm, "trials": of_trial, "train sets": of_set}
+    known = {"arms": of_arm, "train sets": of_set, "trials": of_label}
     there = {word: [one for one in dict.fromkeys(map(name_of, trials)) if one] for word, name_of in known.items()}
-    shown = "; ".join(f"{word}: {', '.join(names)}" for word, names in there.items() if names)
+    shown = "; ".join(f"{word}: {' | '.join(names)}" for word, names in there.items() if names)
     raise InputError(f"--base {base}: {what} ({shown})")
 
 

@@ -30,10 +30,10 @@ import yaml
 from scalemine.config import Config, InputError
 from scalemine.executor import Executor, Stopped, StopSignals, make_executor
 from scalemine.frozen import embed_examples
-from scalemine.report.tables import duration
+from scalemine.report.tables import counted, duration
 from scalemine.store import RESULT, Workdir, read_result, write_json, write_whole
 from scalemine.sweep.halving import survivors
-from scalemine.sweep.plan import PROGRESS, Plan, PlannedRun, PlannedTrial, mark_of, value_at
+from scalemine.sweep.plan import PROGRESS, Plan, PlannedRun, PlannedTrial, mark_of, read_plan, value_at
 from scalemine.sweep.resources import Resources, resources_of
 from scalemine.sweep.runner import STOP, Ran, Runner, Unit
 from scalemine.sweep.space import TpeSearcher, Trial, grid, looked_at, random_trials, seeds_of
@@ -43,6 +43,7 @@ from scalemine.training.runs import KnownRun, Prepared, preparation_key, prepare
 logger = logging.getLogger(__name__)
 
 CONFIGS = "configs"
+RANDOM_PLUS = "test_random_plus"
 # Trials that a search asks for at a time.
 WAVE = 4
 # Seconds between signs of life, and between writings of results.parquet.
@@ -142,7 +143,11 @@ class _Sweep:
         self.num_trials = len(self.known)
         if self.is_search:
             self.num_trials = self.options.trials * max(1, len(self.options.arms))
-        self.metric = ""
+        if not (self.options.space or self.options.arms or self.options.seeds):
+            raise InputError(
+                "sweep: nothing to vary; give sweep.space, sweep.arms or sweep.seeds (one run: scalemine train)"
+            )
+        self.metric, self.warned = "", False
         self.planned: dict[str, PlannedTrial] = {}
         self.runs: dict[str, list[_Run]] = {}
         self.prepared: dict[str, Prepared] = {}
@@ -198,12 +203,22 @@ class _Sweep:
 
     def _check_metric(self, config: Config, prepared: Prepared) -> None:
         """Choose the metric, unless one is given, and refuse one of a set that is not scored."""
-        sets = [*([HELD_OUT] if config.train.folds else []), *prepared.data.tests]
+        tests = sorted(prepared.data.tests, key=lambda name: name != RANDOM_PLUS)
+        held_out = [HELD_OUT] if config.train.folds else []
+        # A held-out fold has the negatives of its own train set.
+        sets = [*tests, *held_out] if self._varies("train.train_set", "train.train_uri") else [*held_out, *tests]
         sets += [DEV] if config.train.stop_on == "dev" else []
         self.metric = self.options.metric or f"{sets[0]}.{'f1' if config.train.is_tagger else 'roc_auc.macro'}"
         wanted = self.metric.split(".")[0]
+        if wanted in (HELD_OUT, DEV) and sets[0] != HELD_OUT and tests and not self.warned:
+            self.warned = True
+            logger.warning("sweep.metric: %s is of other tweets in each train set; %s.… is not", self.metric, sets[0])
         if wanted not in sets:
             raise InputError(f"sweep.metric: {self.metric}: no set {wanted!r} is scored (there are: {', '.join(sets)})")
+
+    def _varies(self, *keys: str) -> bool:
+        """Return whether a sweep gives one of some keys a value."""
+        return any(key in values for key in keys for values in (self.options.space, *self.options.arms.values()))
 
     def _prepare(self, config: Config) -> Prepared:
         """Return the data of a trial; what is shared by runs (imports, tokens, embeddings) is made here, once."""
@@ -225,6 +240,8 @@ class _Sweep:
                 prepared = self._prepare(configs[seed])
                 known = run_state(configs[seed], prepared, prepared.split(fold), redo=self.redo)
                 runs.append(_Run(configs[seed], fold, seed, known))
+                if known.state == "finished":  # a metric that is not there is said before anything runs
+                    value_at(read_result(self.workdir.runs / known.name) or {}, self.metric)
             self.runs[trial.name] = runs
             planned = (PlannedRun(run.seed, run.fold, run.name, run.known.stage, run.known.scoring) for run in runs)
             self.planned[trial.name] = PlannedTrial(trial.name, trial.arm, trial.overrides, None, tuple(planned))
@@ -235,8 +252,9 @@ class _Sweep:
         number = self.num_trials * len(self.folds) * len(self.seeds)
         finished = sum(run.is_finished for runs in self.runs.values() for run in runs)
         lines = [
-            f"sweep {self.folder.name}: {self.num_trials} trials x {len(self.folds)} fold(s) x {len(self.seeds)} "
-            f"seed(s) = {number} runs{' at most' if self.options.scheduler != 'none' else ''}; {finished} finished",
+            f"sweep {self.folder.name}: {counted(self.num_trials, 'trial', 'trials')} x "
+            f"{counted(len(self.folds), 'fold', 'folds')} x {counted(len(self.seeds), 'seed', 'seeds')} = {number} "
+            f"runs{' at most' if self.options.scheduler != 'none' else ''}; {finished} finished; by {self.metric}",
             str(resources),
             self._estimate(number - finished),
         ]
@@ -276,6 +294,7 @@ class _Sweep:
         if not self.is_search:
             self._plan(self.known)
             self._write_configs(self.known, resources)
+        self._say_what_is_new(resources)
         self._write_plan()
         ended = "failed"
         try:
@@ -291,6 +310,26 @@ class _Sweep:
             self._write_progress(ended)
             write_results(self.workdir)
         return Outcome(self._plan_now(), self.failed)
+
+    def _say_what_is_new(self, resources: Resources) -> None:
+        """Say how much there is to do, and which trials of the call before are none any more."""
+        runs = [run for of_trial in self.runs.values() for run in of_trial]
+        finished = sum(run.is_finished for run in runs)
+        logger.info(
+            "sweep %s: %d of %d runs are finished; %s",
+            self.folder.name, finished, self.num_trials * len(self.folds) * len(self.seeds), resources,
+        )  # fmt: skip
+        with contextlib.suppress(FileNotFoundError, InputError):
+            before = {trial.name for trial in read_plan(self.folder).trials}
+            gone = before - {trial.name for trial in self.known}
+            if gone and not self.is_search:
+                logger.warning(
+                    "%d trials of the call before do not belong to this sweep any more, as settings have changed; "
+                    "their runs are kept, and are found again with the settings of then", len(gone),
+                )  # fmt: skip
+                for path in (self.folder / CONFIGS).glob("*.yaml"):
+                    if path.name.rpartition("_seed")[0] in gone:
+                        path.unlink()
 
     def _run_wave(self, wave: Sequence[Trial], workers: _Workers) -> None:
         """Train trials fold by fold; between rungs those that are behind are stopped."""

@@ -148,6 +148,8 @@ def read_plan(folder: Path) -> Plan:
 
 def _short(value: object) -> str:
     """Return a value, of a path its last part."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
     return value.rstrip("/").rsplit("/", 1)[-1] if isinstance(value, str) else str(value)
 
 

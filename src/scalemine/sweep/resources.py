@@ -10,6 +10,7 @@ import psutil
 from scalemine.config import ComputeConfig, Config, InputError
 from scalemine.executor import num_cores
 from scalemine.models import find_model
+from scalemine.report.tables import counted
 from scalemine.training.family import encoder_name
 
 # A process with its libraries, Ray's part of it, and what a batch takes: measured at 0.6 to 0.9 GiB.
@@ -65,13 +66,14 @@ class Resources:
 
     def __str__(self) -> str:
         """Say it in words."""
-        parts = [f"{self.threads} CPU core(s)" + (f" in each of {self.processes} processes" * (self.processes > 1))]
+        cores = counted(self.threads, "core", "cores")
+        parts = [cores + (f" in each of {self.processes} processes" * (self.processes > 1))]
         if self.gpus is not None:
-            parts.append(f"{self.gpus:g} GPU(s)")
+            parts.append(f"{self.gpus:g} of a GPU" if self.gpus < 1 else f"{self.gpus:g} GPUs")
         if self.memory_fraction is not None:
             parts.append(f"{self.memory_fraction:.0%} of a GPU's memory")
         parts.append(f"about {self.memory_bytes / 2**30:.1f} GiB of memory")
-        return f"{self.concurrency} at a time, each with {', '.join(parts)}"
+        return f"{counted(self.concurrency, 'run', 'runs')} at a time, each with {', '.join(parts)}"
 
 
 def resources_of(config: Config, trials: list[Config]) -> Resources:

@@ -324,6 +324,8 @@ def _check_keys(sweep: SweepConfig) -> None:
         reason = _FIXED.get(key) or _FIXED.get(section)
         if key in _PACE and where == "sweep.space":
             reason = _INCIDENTAL
+        if key.split(".")[-1] in ("seed", "seeds"):
+            raise InputError(f"{where}: {key}: give sweep.seeds, with which each trial is trained")
         if key not in known:
             near = [one for one in known if one.endswith(f".{key}")] or difflib.get_close_matches(key, known, n=1)
             hint = f"did you mean {near[0]}?" if near else "expected a key of the config, such as train.lr"

@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 import psutil
 
-from scalemine.report.tables import MISSING, Cell, Column, Table, duration, plain_name
+from scalemine.config import InputError
+from scalemine.report.tables import MISSING, Cell, Column, Table, counted, duration, plain_name
 from scalemine.store import RESULT, STATE, Workdir, read_json
 from scalemine.sweep.plan import PROGRESS, Plan, PlannedRun, PlannedTrial, mark_of, read_plan, value_at
 from scalemine.training.comparison import Summary, summarise
@@ -162,7 +163,7 @@ class StatusReader:
             result = run.result(self._workdir)
             if result is None:
                 return None
-            known = self._results[run.run] = key, value_at(result, metric), result.get("total_seconds", math.nan)
+            known = self._results[run.run] = key, _score(result, metric), result.get("total_seconds", math.nan)
         return known[1:]
 
     def _is_at_work(self, run: PlannedRun) -> bool:
@@ -179,8 +180,16 @@ class StatusReader:
         parts.append(f"seed {run.seed}")
         path = self._workdir.runs / run.run / STATE
         with contextlib.suppress(FileNotFoundError):  # no checkpoint yet, or finished just now
-            parts.append(f"epoch {read_json(path)['progress']['epoch'] + 1}")
+            epochs = read_json(path)["progress"]["epoch"]
+            parts.append(f"({counted(epochs, 'epoch', 'epochs')} done)")
         return " ".join(parts)
+
+
+def _score(result: Mapping[str, Any], metric: str) -> float:
+    try:
+        return value_at(result, metric)
+    except InputError:  # the sweep says so, and what it was stays to be seen
+        return math.nan
 
 
 def status_table(status: SweepStatus, most: int = MOST_ROWS) -> Table:
