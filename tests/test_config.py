@@ -464,3 +464,10 @@ def test_a_sweep_that_cannot_be_is_refused(tmp_path: Path, line: str, said: str)
     with pytest.raises(InputError, match=re.escape(said)) as caught:
         load_config(path, [], needs=())
     assert "config:" not in str(caught.value)
+
+
+def test_a_configuration_that_was_written_out_is_read_again() -> None:
+    for search in ("grid", "random"):
+        values = {"workdir": "work", "sweep": {"search": search, "space": {"train.hidden": [4, 8]}}}
+        config = Config.model_validate(values)
+        assert Config.model_validate(config.model_dump(mode="json")) == config

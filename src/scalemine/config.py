@@ -602,7 +602,9 @@ class SweepConfig(Section):
         None, min_length=1, description="each trial is trained with each; None: seed"
     )
     search: Literal["grid", "random", "tpe"] = Field("grid", description="grid: every point, of lists alone")
-    trials: int = Field(20, ge=1, le=MOST_TRIALS, description="of random and tpe, of each arm")
+    trials: int | None = Field(
+        None, ge=1, le=MOST_TRIALS, description="of random and tpe, of each arm; None: 20, and of a grid all points"
+    )
     metric: str | None = Field(
         None,
         description="SET.MEASURE, a path into a result's metrics; None: F1 of taggers, macro ROC-AUC of others, on the "
@@ -621,6 +623,11 @@ class SweepConfig(Section):
     memory_fraction: float | None = Field(
         None, gt=0, le=1, description="of a GPU's memory that a run may take; None: gpus_per_run, where it is a share"
     )
+
+    @property
+    def trials_per_arm(self) -> int:
+        """How many trials a search has in each arm."""
+        return self.trials or 20
 
     @field_validator("arms", mode="before")
     @classmethod
@@ -654,7 +661,7 @@ class SweepConfig(Section):
         ranges = [key for key, dimension in self.space.items() if dimension.bounds]
         if self.search == "grid" and ranges:
             raise ValueError(f"sweep.space.{ranges[0]}: a grid wants lists; give one, or sweep.search random or tpe")
-        if self.search == "grid" and "trials" in self.model_fields_set:
+        if self.search == "grid" and self.trials is not None:
             raise ValueError("sweep.trials: a grid has as many as it has points; drop it, or take sweep.search random")
         if self.search != "grid" and not self.space:
             raise ValueError(f"sweep.search: {self.search} wants something to search; give sweep.space")

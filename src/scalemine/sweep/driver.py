@@ -142,7 +142,7 @@ class _Sweep:
         self.known = self._known_trials()
         self.num_trials = len(self.known)
         if self.is_search:
-            self.num_trials = self.options.trials * max(1, len(self.options.arms))
+            self.num_trials = self.options.trials_per_arm * max(1, len(self.options.arms))
         if not (self.options.space or self.options.arms or self.options.seeds):
             raise InputError(
                 "sweep: nothing to vary; give sweep.space, sweep.arms or sweep.seeds (one run: scalemine train)"

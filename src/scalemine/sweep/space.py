@@ -126,11 +126,11 @@ def random_trials(base: Config, sweep: SweepConfig, seed: int) -> list[Trial]:
     Raises:
         InputError: The space or an arm is not one that can be, or there are too many trials.
     """
-    _refuse_too_many(len(sweep.arms or [None]) * sweep.trials)
+    _refuse_too_many(len(sweep.arms or [None]) * sweep.trials_per_arm)
     space = _open(base, sweep)
     points = (
         {key: space.value_at(key, _uniform(f"{seed}:{number}:{key}")) for key in sweep.space}
-        for number in range(sweep.trials)
+        for number in range(sweep.trials_per_arm)
     )
     return _distinct(space.trial(arm, point) for point, arm in itertools.product(points, space.arms))
 
@@ -155,7 +155,7 @@ class TpeSearcher:
         except ImportError:
             raise InputError("sweep.search: tpe wants Optuna: pip install 'scalemine[optuna]'") from None
         logging.getLogger(optuna.__name__).setLevel(logging.WARNING)  # it reports every study
-        _refuse_too_many(len(sweep.arms or [None]) * sweep.trials)
+        _refuse_too_many(len(sweep.arms or [None]) * sweep.trials_per_arm)
         self._space, self._seed = _open(base, sweep), seed
         self._direction = "maximize" if sweep.mode == "max" else "minimize"
         self._told: dict[str, tuple[Trial, float, int]] = {}
