@@ -424,7 +424,7 @@ def test_a_sweep_that_is_killed_again_and_again_ends_like_one_that_is_not(data, 
     chance = random.Random(seed)
     configs = {}
     for name in ("unbroken", "broken"):
-        values = settings(data, tmp_path / name, folds=2, epochs=40, patience=40, checkpoint_steps=5)
+        values = settings(data, tmp_path / name, folds=2, epochs=120, patience=120, checkpoint_steps=5)
         values["compute"] = {"executor": "ray", "threads": 1}
         options = {"name": "one", "space": {"train.hidden": [4, 6, 8]}, "seeds": [1, 2], "metric": "test.f1"}
         values["sweep"] = options | {"concurrency": 2, "cpus_per_run": 1}
