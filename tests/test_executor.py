@@ -23,6 +23,7 @@ from scalemine.executor import (
     Stopped,
     StopSignals,
     _private_token,
+    every,
     make_executor,
     threads_of_worker,
 )
@@ -408,3 +409,20 @@ except InputError as error:
 def test_ray_cluster_that_does_not_answer() -> None:
     done = subprocess.run([sys.executable, "-c", NO_CLUSTER], capture_output=True, text=True, timeout=90)
     assert done.stdout.startswith("compute.address: no Ray cluster at '127.0.0.1:9'")
+
+
+def test_something_is_done_every_so_often_while_entered_and_not_after() -> None:
+    done = threading.Event()
+    calls: list[int] = []
+
+    def call() -> None:
+        calls.append(threading.get_ident())
+        if len(calls) >= 3:
+            done.set()
+
+    with every(0.001, call):
+        assert done.wait(30)
+    number = len(calls)
+    time.sleep(0.05)
+    assert len(calls) == number
+    assert threading.get_ident() not in calls

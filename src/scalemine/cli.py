@@ -414,6 +414,8 @@ def _print_sweep(found: SweepStatus) -> None:
     console = Console()
     print_table(console, status_table(found))
     console.print(found.line(), markup=False, highlight=False, soft_wrap=True)
+    if found.state in ("running", "interrupted"):
+        console.print(f"by {found.where}", markup=False, highlight=False, soft_wrap=True)
     for run, said in found.failed.items():
         print(f"failed: {run}: {said}")
 
@@ -421,46 +423,37 @@ def _print_sweep(found: SweepStatus) -> None:
 @contextlib.contextmanager
 def _watch(workdir: Workdir, name: str) -> Iterator[None]:
     """Show how far a sweep has come while it runs: a live table on a terminal, sparse lines in a log."""
-    import threading
-
     from rich.console import Console, Group
     from rich.live import Live
     from rich.text import Text
 
     from scalemine.config import InputError
+    from scalemine.executor import every
     from scalemine.report.tables import render_table
     from scalemine.sweep.plan import PLAN
     from scalemine.sweep.status import StatusReader, status_table
 
-    folder, ended = workdir.sweeps / name, threading.Event()
-    reader, is_terminal = StatusReader(workdir, folder), sys.stderr.isatty()
-    console = Console(stderr=True)
+    folder, is_terminal = workdir.sweeps / name, sys.stderr.isatty()
+    reader, console, last = StatusReader(workdir, folder), Console(stderr=True), ""
+    live = Live(console=console, auto_refresh=False, transient=True)
 
-    def follow() -> None:
-        last = ""
-        shown = Live(console=console, auto_refresh=False, transient=True) if is_terminal else contextlib.nullcontext()
-        with shown as live:
-            while not ended.wait(2.0 if is_terminal else LOG_INTERVAL):
-                if not (folder / PLAN).exists():
-                    continue
-                try:
-                    found = reader.read()
-                except InputError:  # such as a metric that is not there; the sweep itself says so
-                    continue
-                if live is not None:
-                    table = status_table(found, max(5, console.height - 8))
-                    live.update(Group(render_table(table, console.width), Text(found.line())), refresh=True)
-                elif found.line() != last:
-                    last = found.line()
-                    logging.getLogger("scalemine").info("%s", last)
+    def look() -> None:
+        nonlocal last
+        if not (folder / PLAN).exists():
+            return
+        try:
+            found = reader.read()
+        except InputError:  # another version's plan, which is written anew in a moment
+            return
+        if is_terminal:
+            table = status_table(found, max(5, console.height - 8))
+            live.update(Group(render_table(table, console.width), Text(found.line())), refresh=True)
+        elif found.line() != last:
+            last = found.line()
+            logging.getLogger("scalemine").info("%s", last)
 
-    thread = threading.Thread(target=follow, daemon=True)
-    thread.start()
-    try:
+    with live if is_terminal else contextlib.nullcontext(), every(2.0 if is_terminal else LOG_INTERVAL, look):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 @app.command("map")

@@ -17,6 +17,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import threading
 import time
 import traceback
 from collections import deque
@@ -85,6 +86,24 @@ class Executor(Protocol):
             Stopped: A signal came; items in flight were finished and yielded before.
         """
         ...
+
+
+@contextlib.contextmanager
+def every(seconds: float, action: Callable[[], object]) -> Iterator[None]:
+    """While entered, call something every so many seconds, in a thread of its own."""
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(seconds):
+            action()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 class StopRequest(Protocol):

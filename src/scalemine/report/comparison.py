@@ -35,14 +35,13 @@ from scalemine.report.tables import (
 )
 from scalemine.store import Json, Workdir, read_json, write_json, write_whole
 from scalemine.training.comparison import LEVEL
-from scalemine.training.family import HELD_OUT
+from scalemine.training.family import HELD_OUT, RANDOM_PLUS
 from scalemine.training.tagging.metrics import ALL_NEGATIVES
 
 logger = logging.getLogger(__name__)
 
 # Rises when the form of comparison.json changes.
 FORMAT: Final = 2
-RANDOM_PLUS: Final = "test_random_plus"  # on which the paper compares
 FALSE_ALARMS: Final = "false_alarms"
 _MEASURES: Final = {
     "f1": "F1",

@@ -16,7 +16,6 @@ import secrets
 import socket
 import statistics
 import tempfile
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,7 @@ from pathlib import Path
 import yaml
 
 from scalemine.config import Config, InputError
-from scalemine.executor import Executor, Stopped, StopSignals, make_executor
+from scalemine.executor import Executor, Stopped, StopSignals, every, make_executor
 from scalemine.frozen import embed_examples
 from scalemine.report.tables import counted, duration
 from scalemine.store import RESULT, Workdir, read_result, write_json, write_whole
@@ -37,17 +36,16 @@ from scalemine.sweep.plan import PROGRESS, Plan, PlannedRun, PlannedTrial, mark_
 from scalemine.sweep.resources import Resources, resources_of
 from scalemine.sweep.runner import STOP, Ran, Runner, Unit
 from scalemine.sweep.space import TpeSearcher, Trial, grid, looked_at, random_trials, seeds_of
-from scalemine.training.family import DEV, HELD_OUT
+from scalemine.training.family import DEV, HELD_OUT, RANDOM_PLUS
 from scalemine.training.runs import KnownRun, Prepared, preparation_key, prepare, run_state, write_results
 
 logger = logging.getLogger(__name__)
 
 CONFIGS = "configs"
-RANDOM_PLUS = "test_random_plus"
 # Trials that a search asks for at a time.
 WAVE = 4
-# Seconds between signs of life, and between writings of results.parquet.
-HEARTBEAT, RESULTS = 5.0, 60.0
+# Seconds between signs of life, between looks for a signal, and between writings of results.parquet.
+HEARTBEAT, LISTENING, RESULTS = 5.0, 0.2, 60.0
 
 
 @dataclass(frozen=True)
@@ -147,7 +145,7 @@ class _Sweep:
             raise InputError(
                 "sweep: nothing to vary; give sweep.space, sweep.arms or sweep.seeds (one run: scalemine train)"
             )
-        self.metric, self.warned = "", False
+        self.metric = ""
         self.planned: dict[str, PlannedTrial] = {}
         self.runs: dict[str, list[_Run]] = {}
         self.prepared: dict[str, Prepared] = {}
@@ -182,8 +180,10 @@ class _Sweep:
         resources = resources_of(self.config, configs)
         for config in configs:
             self._prepare(config)
+        chosen_by = self.metric.split(".")[0]
+        if chosen_by in (HELD_OUT, DEV) and self._train_sets_vary:
+            logger.warning("sweep.metric: %s is of other tweets in each train set, a test set's is not", self.metric)
         if self.is_search or self.options.scheduler != "none":
-            chosen_by = self.metric.split(".")[0]
             logger.info("trials are chosen by %s: a comparison on %s flatters those that are", self.metric, chosen_by)
         return resources
 
@@ -206,18 +206,16 @@ class _Sweep:
         tests = sorted(prepared.data.tests, key=lambda name: name != RANDOM_PLUS)
         held_out = [HELD_OUT] if config.train.folds else []
         # A held-out fold has the negatives of its own train set.
-        sets = [*tests, *held_out] if self._varies("train.train_set", "train.train_uri") else [*held_out, *tests]
+        sets = [*tests, *held_out] if self._train_sets_vary else [*held_out, *tests]
         sets += [DEV] if config.train.stop_on == "dev" else []
         self.metric = self.options.metric or f"{sets[0]}.{'f1' if config.train.is_tagger else 'roc_auc.macro'}"
         wanted = self.metric.split(".")[0]
-        if wanted in (HELD_OUT, DEV) and sets[0] != HELD_OUT and tests and not self.warned:
-            self.warned = True
-            logger.warning("sweep.metric: %s is of other tweets in each train set; %s.… is not", self.metric, sets[0])
         if wanted not in sets:
             raise InputError(f"sweep.metric: {self.metric}: no set {wanted!r} is scored (there are: {', '.join(sets)})")
 
-    def _varies(self, *keys: str) -> bool:
-        """Return whether a sweep gives one of some keys a value."""
+    @property
+    def _train_sets_vary(self) -> bool:
+        keys = ("train.train_set", "train.train_uri")
         return any(key in values for key in keys for values in (self.options.space, *self.options.arms.values()))
 
     def _prepare(self, config: Config) -> Prepared:
@@ -240,11 +238,17 @@ class _Sweep:
                 prepared = self._prepare(configs[seed])
                 known = run_state(configs[seed], prepared, prepared.split(fold), redo=self.redo)
                 runs.append(_Run(configs[seed], fold, seed, known))
-                if known.state == "finished":  # a metric that is not there is said before anything runs
-                    value_at(read_result(self.workdir.runs / known.name) or {}, self.metric)
+                if known.state == "finished":
+                    self._check_measure(known.name)
             self.runs[trial.name] = runs
             planned = (PlannedRun(run.seed, run.fold, run.name, run.known.stage, run.known.scoring) for run in runs)
             self.planned[trial.name] = PlannedTrial(trial.name, trial.arm, trial.overrides, None, tuple(planned))
+
+    def _check_measure(self, run: str) -> None:
+        """Refuse a metric that a finished run does not have: as soon as there is one, and not after all runs."""
+        result = read_result(self.workdir.runs / run)
+        assert result is not None
+        value_at(result, self.metric)
 
     def describe(self, resources: Resources) -> list[str]:
         """Return what is to be done, line by line."""
@@ -298,7 +302,11 @@ class _Sweep:
         self._write_plan()
         ended = "failed"
         try:
-            with _Workers(self.folder, self.config, resources, self.signals) as workers, self._alive():
+            self._give_sign_of_life()
+            with (
+                _Workers(self.folder, self.config, resources, self.signals) as workers,
+                every(HEARTBEAT, self._give_sign_of_life),
+            ):
                 for wave in self._waves(resources):
                     self._run_wave(wave, workers)
                     self.signals.raise_if_requested()
@@ -313,16 +321,16 @@ class _Sweep:
 
     def _say_what_is_new(self, resources: Resources) -> None:
         """Say how much there is to do, and which trials of the call before are none any more."""
-        runs = [run for of_trial in self.runs.values() for run in of_trial]
-        finished = sum(run.is_finished for run in runs)
-        logger.info(
-            "sweep %s: %d of %d runs are finished; %s",
-            self.folder.name, finished, self.num_trials * len(self.folds) * len(self.seeds), resources,
-        )  # fmt: skip
+        number = self.num_trials * len(self.folds) * len(self.seeds)
+        if self.is_search:  # which are finished is seen as they are asked for
+            logger.info("sweep %s: at most %d runs; %s", self.folder.name, number, resources)
+            return
+        finished = sum(run.is_finished for runs in self.runs.values() for run in runs)
+        logger.info("sweep %s: %d of %d runs are finished; %s", self.folder.name, finished, number, resources)
         with contextlib.suppress(FileNotFoundError, InputError):
             before = {trial.name for trial in read_plan(self.folder).trials}
             gone = before - {trial.name for trial in self.known}
-            if gone and not self.is_search:
+            if gone:
                 logger.warning(
                     "%d trials of the call before do not belong to this sweep any more, as settings have changed; "
                     "their runs are kept, and are found again with the settings of then", len(gone),
@@ -357,15 +365,13 @@ class _Sweep:
             for run in self.runs[trial.name]:
                 if run.fold == fold and not run.is_finished:
                     mark_of(self.workdir.runs / run.name).unlink(missing_ok=True)
-                    units.append(Unit(workers.own(run.config), fold, run.name, self.redo))
+                    units.append(Unit(workers.resources.own(run.config), fold, run.name, self.redo))
         for unit, ran in workers.run(units):
             if ran.outcome == "failed":
                 self.failed[unit.run] = ran.said
                 logger.warning("%s: %s", unit.run, ran.said)
-            elif ran.outcome == "finished":  # a metric that is not there is said now, not after all runs
-                result = read_result(self.workdir.runs / unit.run)
-                assert result is not None
-                value_at(result, self.metric)
+            elif ran.outcome == "finished":
+                self._check_measure(unit.run)
             if time.monotonic() - self.wrote_results > RESULTS:
                 write_results(self.workdir)
                 self.wrote_results = time.monotonic()
@@ -374,15 +380,16 @@ class _Sweep:
         """Write the configurations with which ``scalemine train`` does the same runs."""
         others = 0
         for trial in trials:
-            for run in self.runs[trial.name]:
+            of_trial = self.runs[trial.name]
+            for run in of_trial[: len(self.seeds)]:  # of one fold: the others have the same
                 values = resources.own(run.config).model_dump(mode="json", exclude_defaults=True)
                 text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
                 path = self.folder / CONFIGS / f"{trial.name}_seed{run.seed}.yaml"
                 if not path.exists() or path.read_text(encoding="utf-8") != text:
                     with write_whole(path) as temporary:
                         temporary.write_text(text, encoding="utf-8")
-                result = read_result(self.workdir.runs / run.name) if run.is_finished else None
-                others += result is not None and result.get("threads") != resources.threads
+            results = [read_result(self.workdir.runs / run.name) for run in of_trial if run.is_finished]
+            others += sum(result is not None and result.get("threads") != resources.threads for result in results)
         if others:
             logger.warning(
                 "%d runs that are finished did not compute with %d thread(s): sums round otherwise, so their last "
@@ -453,26 +460,11 @@ class _Sweep:
         facts = {"state": state, "updated": time.time(), "host": socket.gethostname(), "pid": os.getpid()}
         write_json(self.folder / PROGRESS, {**facts, "failed": dict(self.failed)})
 
-    @contextlib.contextmanager
-    def _alive(self) -> Iterator[None]:
-        """Give a sign of life every few seconds."""
-        ended = threading.Event()
-
-        def beat() -> None:
-            while not ended.is_set():
-                try:
-                    self._write_progress("running")
-                except OSError as error:  # the disk may have room again
-                    logger.warning("%s: %s", self.folder / PROGRESS, error)
-                ended.wait(HEARTBEAT)
-
-        thread = threading.Thread(target=beat, daemon=True)
-        thread.start()
+    def _give_sign_of_life(self) -> None:
         try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+            self._write_progress("running")
+        except OSError as error:  # the disk may have room again
+            logger.warning("%s: %s", self.folder / PROGRESS, error)
 
 
 class _Workers:
@@ -491,10 +483,6 @@ class _Workers:
     def __exit__(self, *_: object) -> None:
         self._opened.close()
         (self.folder / STOP).unlink(missing_ok=True)
-
-    def own(self, config: Config) -> Config:
-        """Return a run's configuration with the threads that it has here."""
-        return self.resources.own(config)
 
     def run(self, units: Sequence[Unit]) -> Iterator[tuple[Unit, Ran]]:
         """Yield what became of each unit, as they end; a process that dies is replaced, and its unit goes on.
@@ -515,26 +503,12 @@ class _Workers:
                 )
             )
         runner = partial(Runner, self.folder, self._call, self.resources.memory_fraction)
-        with self._passing_on():
+        with every(LISTENING, self._pass_on):
             for outcome in self._executor.map(runner, units, in_flight=1):
                 ran = outcome.result or Ran("failed", (outcome.error or "").strip().splitlines()[-1])
                 yield outcome.item, ran
 
-    @contextlib.contextmanager
-    def _passing_on(self) -> Iterator[None]:
+    def _pass_on(self) -> None:
         """Turn a signal into a file that all processes see."""
-        ended = threading.Event()
-
-        def watch() -> None:
-            while not ended.wait(0.2):
-                if self.signals.requested:
-                    (self.folder / STOP).touch()
-                    return
-
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+        if self.signals.requested:
+            (self.folder / STOP).touch()

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 # Columns that say what tweets have in common, carried along where a file has them.
 SHARED = ("event", "user")
 DEV, HELD_OUT, WHOLE = "dev", "held_out", "whole"
+RANDOM_PLUS = "test_random_plus"  # on which the paper compares
 # Training keys that change a run's place or pace, and not its weights; the encoder is named by what it comes to.
 _INCIDENTAL = frozenset(
     {"name", "processes", "micro_batch", "device", "checkpoint_steps", "bootstrap", "test_sets", "test_uris"}
