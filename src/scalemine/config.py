@@ -678,6 +678,9 @@ class ComputeConfig(Section):
     threads: int | None = Field(None, ge=1, description="threads of one worker; None: its share of the cores")
     address: str = Field("local", description="local, auto, or the address of a running Ray cluster")
     gpus_per_worker: float | None = Field(None, ge=0, description="None: 1 where the cluster has GPUs, else 0")
+    price_per_hour: float | None = Field(
+        None, ge=0, description="dollars per hour of one worker; None: as scalemine/prices.yaml says, or not known"
+    )
 
     @model_validator(mode="after")
     def _inline_is_one(self) -> ComputeConfig:

@@ -44,8 +44,12 @@ from scalemine.mining.waves import first_shards, waves
 from scalemine.models import encoder_settings, find_model, model_fingerprint
 from scalemine.shards import Embeddings
 from scalemine.store import Stage, Workdir, file_sha256, fingerprint, open_stage, read_json, write_json, write_whole
+from scalemine.throughput import Work
 
 logger = logging.getLogger(__name__)
+
+# To measure the peak of the machine takes a second: nothing beside the encoding of so many tweets.
+MIN_ROWS_FOR_PEAK = 50_000
 
 
 @dataclass
@@ -64,6 +68,7 @@ class Run:
     on_forecast: Callable[[list[distributions.Forecast]], None] = lambda _: None
     seconds: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    work: Work = field(default_factory=Work)
     warnings: list[str] = field(default_factory=list)
 
     @cached_property
@@ -196,7 +201,9 @@ def _generator(run: Run, model: str) -> Run:
     """Return the run of a further encoder: it shares the corpus, and keeps the rest in a folder of its own."""
     encoder = run.config.encoder.model_copy(update={"model": model, "revision": None, "max_length": None})
     workdir = run.workdir.generator(model)
-    return replace(run, config=run.config.model_copy(update={"encoder": encoder, "workdir": workdir}), facts={})
+    return replace(
+        run, config=run.config.model_copy(update={"encoder": encoder, "workdir": workdir}), facts={}, work=Work()
+    )
 
 
 def _score_and_mine(
@@ -490,12 +497,16 @@ def _encode(
         return
     embeddings = files if isinstance(files, Embeddings) else None
     rows = sum(shard.num_rows for shard in todo)
-    started = time.monotonic()
     with run.timed("embed"), run.show("embed", rows) as advance:
         precision = run.settings["encoder.precision"]
         load = encoder_loader(run.config.encoder, precision=precision, threads=run.threads)
-        done = encode_corpus(load, files.corpus, run.executor, embeddings=embeddings, scoring=scoring, on_rows=advance)
-    run.facts["tweets_per_second"] = round(done / max(time.monotonic() - started, 1e-9), 1)
+        work = encode_corpus(
+            load, files.corpus, run.executor, embeddings=embeddings, scoring=scoring, on_rows=advance,
+            measure_peak=rows >= MIN_ROWS_FOR_PEAK,
+        )  # fmt: skip
+    run.work += work
+    run.facts["throughput"] = run.work.describe(run.config.compute, run.threads)
+    run.facts["tweets_per_second"] = run.facts["throughput"]["tweets_per_second"]
 
 
 def _sum_up(run: Run, files: Embeddings | Similarities) -> None:
@@ -625,6 +636,7 @@ def write_manifest(run: Run, corpus: Corpus) -> None:
         "counts": counts,
         "seconds": {**before.get("seconds", {}), **run.seconds},
         "tweets_per_second": run.facts.get("tweets_per_second", before.get("tweets_per_second")),
+        "throughput": run.facts.get("throughput"),
         "read": mined.get("read"),
         "forecast": run.facts.get("forecast"),
         "yield": mined.get("yield"),
