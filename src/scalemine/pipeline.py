@@ -217,6 +217,8 @@ def _score_and_mine(
     config, runs = run.config, [run, *generators]
     wanted = negatives.quotas(config.mining, positives, test)
     prepared = [_prepare(one, corpus, positives, None if index else wanted) for index, one in enumerate(runs)]
+    # What is refused is refused before the work.
+    _open_mined(replace(run, make=False), [one.view.similarities for one in prepared], positives, test)
     parts: Iterable[Corpus] = [corpus]
     if config.mining.until == "quota":
         parts = waves(corpus, rows_wanted(config, prepared, wanted), config.seed)
