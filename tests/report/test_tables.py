@@ -173,17 +173,18 @@ def test_how_much_was_read(workdir):
     assert tables.read_sentence(tables.read_findings(workdir)) == ""
     set_manifest(workdir, config={"mining": {"until": "quota", "fit": "exact"}})
     sentence = tables.read_sentence(tables.read_findings(workdir))
-    assert sentence.startswith("1,000 of the corpus's 40,000 tweets (2.5 %) were read, in 2 tries, until every quota")
+    assert sentence.startswith("1,000 of the corpus's 40,000 tweets (2.5 %) were looked at, in 2 tries, until every")
     assert "bands are those of this part" in sentence
     assert sentence in " ".join(printed(workdir).split())
     set_manifest(workdir, config={"mining": {"until": "quota", "fit": "sample"}})
     assert "a sample of the whole" in tables.read_sentence(tables.read_findings(workdir))
     set_manifest(workdir, read={**READ, "rows": 40_000, "waves": 1})
     sentence = tables.read_sentence(tables.read_findings(workdir))
-    assert sentence == "40,000 of the corpus's 40,000 tweets (100.0 %) were read, in 1 try."
+    assert sentence == "40,000 of the corpus's 40,000 tweets (100.0 %) were looked at, in 1 try."
 
 
 def test_what_encoding_took_and_larger_corpora_would_take(workdir):
+    set_manifest(workdir, throughput=None)
     assert tables.cost_sentences(tables.read_findings(workdir)) == []
     work = Work(seconds=10.0, rows_again=300)
     work.add(5_000, Effort("a:1", "cpu", 5e10, tokens=100_000, padded_tokens=130_000, flops=2e11))

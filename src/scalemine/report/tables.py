@@ -417,7 +417,9 @@ def read_sentence(findings: Findings) -> str:
     if mining.get("until") != "quota" or not read:
         return ""
     share, tries = percent(read["rows"] / read["of_rows"]), counted(read["waves"], "try", "tries")
-    start = f"{whole(read['rows'])} of the corpus's {whole(read['of_rows'])} tweets ({share} %) were read, in {tries}"
+    start = (
+        f"{whole(read['rows'])} of the corpus's {whole(read['of_rows'])} tweets ({share} %) were looked at, in {tries}"
+    )
     if read["rows"] == read["of_rows"]:
         return f"{start}."
     of_part = mining.get("fit") != "sample"
