@@ -305,6 +305,17 @@ def test_what_a_model_learns(write: Any, model: str, is_tagger: bool, is_baselin
         (["mining.quantiles=[0.6, 0.8, 1.0]"], "mining.quantiles"),
         (["mining.strategy=margin", "mining.relative_margin=null"], "wants mining.absolute_margin"),
         (["mining.strategy=model"], "wants mining.model"),
+        (
+            ["mining.until=quota", "mining.strategy=rank"],
+            "mining.until: quota reads a part of the corpus, and strategy rank",
+        ),
+        (
+            ["mining.until=quota", "mining.strategy=clusters"],
+            "and strategy clusters chooses from the whole; expected all",
+        ),
+        (["mining.until=quota", "mining.strategy=margin"], "expected all; or draw, by mining.sampling: random"),
+        (["mining.until=quota", "mining.strategy=simans", "mining.query=positive"], "and query positive chooses"),
+        (["mining.until=quota", "mining.strategy=model", "mining.model=x"], "and strategy model chooses"),
         (["mining.query=positive"], "mining.query: positive goes with rank, margin, simans; got strategy sigma_bands"),
         (["mining.half_width=0"], "mining.half_width"),
         (["mining.near_duplicate=0"], "mining.near_duplicate"),

@@ -116,6 +116,7 @@ def test_exception_is_reported_with_its_traceback_after_three_attempts(executor:
     outcomes = by_item(executor.map(make_worker, range(6)))
     assert {item: outcome.result for item, outcome in outcomes.items() if item != 3} == {i: i for i in (0, 1, 2, 4, 5)}
     assert outcomes[3].result is None
+    assert {item: outcome.failures for item, outcome in outcomes.items() if outcome.failures} == {3: MAX_ATTEMPTS}
     error = outcomes[3].error or ""
     assert "ValueError: cannot do 3" in error
     assert "in work" in error
@@ -137,6 +138,7 @@ def test_exception_that_passes_is_no_error(executor: Executor, tmp_path: Path) -
 
     outcomes = by_item(executor.map(make_worker, range(3)))
     assert [outcomes[item].result for item in range(3)] == [0, 1, 2]
+    assert [outcomes[item].failures for item in range(3)] == [0, 2, 0]
     assert count(tmp_path, 1) == 3
 
 

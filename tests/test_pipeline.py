@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from scalemine.corpus import import_corpus
 from scalemine.decisions import Decision, append_decision
 from scalemine.executor import Executor, InlineExecutor, StopSignals, make_executor, silent
 from scalemine.models import find_model
-from scalemine.pipeline import Run, check_mine, run_embed, run_import, run_mine
+from scalemine.pipeline import Run, check_mine, mine_again, run_embed, run_import, run_mine
 from scalemine.store import Workdir, read_json
 from scalemine.text import duplicate_key
 
@@ -323,6 +324,161 @@ def test_another_seed_gives_other_negatives(
     assert {row["seed"] for row in rows} == {43}
     before = {row["id"] for row in rows_of(finished.workdir)}
     assert len({row["id"] for row in rows} - before) > len(rows) / 2
+
+
+# A part of the corpus, as much as fills the quotas
+
+UNTIL_QUOTA: dict[str, dict[str, Any]] = {
+    "corpus": {"rows_per_shard": 50},
+    # What the probe says is not enough: that is what the second wave is for.
+    "mining": {"per_class": 4, "bands": [1, 2, 3], "until": "quota"},
+}
+READ = {"rows": 300, "of_rows": 1_195, "shards": 6, "of_shards": 24, "waves": 2}
+
+
+@dataclass(frozen=True)
+class QuotaRun:
+    workdir: Path
+    warnings: list[str]
+
+
+@pytest.fixture(scope="module")
+def quota(finished: Any, settings_of: Settings, tmp_path_factory: pytest.TempPathFactory) -> QuotaRun:
+    """A run that stopped when its quotas were filled; to be copied, not touched."""
+    workdir = tmp_path_factory.mktemp("quota") / "work"
+    copy_stages(finished.workdir, workdir, "anchors")
+    run = mine(settings_of(workdir, **UNTIL_QUOTA))
+    return QuotaRun(workdir, run.warnings)
+
+
+def waves_of(workdir: Path) -> list[dict[str, int]]:
+    path = workdir / "mined" / "waves.json"
+    found: list[dict[str, int]] = read_json(path) if path.exists() else []
+    return found
+
+
+def test_a_part_that_fills_the_quotas_is_read_and_no_more(quota: QuotaRun) -> None:
+    manifest = read_json(quota.workdir / "manifest.json")
+    assert manifest["read"] == READ
+    assert [wave["shards"] for wave in waves_of(quota.workdir)] == [4]
+    assert finished_shards(quota.workdir) == len(list((quota.workdir / "similarities").glob("*.arrow"))) == 6
+    assert {row["found"] for row in manifest["yield"]} == {4}
+    assert not [message for message in quota.warnings if "negatives found" in message]
+    # The bands are those of the part.
+    found = read_json(quota.workdir / "distributions.json")
+    assert {row["count"] for row in found} == {row["fit"]["rows"] for row in found} == {300}
+    assert_in_bands(rows_of(quota.workdir), found)
+    names = {path.stem for path in (quota.workdir / "embeddings").glob("*.arrow")}
+    shards = [quota.workdir / "corpus" / "shards" / f"{name}.parquet" for name in names]
+    read = {id_ for path in shards for id_ in pq.read_table(path)["id"].to_pylist()}
+    assert {row["id"] for row in rows_of(quota.workdir)} <= read
+    # Random negatives are drawn from the whole.
+    assert {row["id"] for row in set_rows(quota.workdir, "train_random") if row["is_negative"]} - read
+    assert manifest["counts"]["rows"] == 1_195
+    assert manifest["throughput"]["rows"] == 300
+
+
+def test_a_part_after_kills_in_each_wave_gives_the_same_negatives(
+    quota: QuotaRun, settings_of: Settings, tmp_path: Path
+) -> None:
+    workdir, config = tmp_path / "work", tmp_path / "config.yaml"
+    values = settings_of(workdir, **UNTIL_QUOTA)
+    config.write_text(yaml.safe_dump(values))
+    copy_stages(quota.workdir, workdir, "corpus", "anchors", "probe")
+
+    start_and_kill(config, lambda: finished_shards(workdir) >= 2)
+    assert waves_of(workdir) == []
+    start_and_kill(config, lambda: bool(waves_of(workdir)))
+    assert not (workdir / "negatives.parquet").exists()
+    start_and_kill(config, lambda: finished_shards(workdir) >= 5)
+    assert not (workdir / "negatives.parquet").exists()
+
+    mine(values)
+    assert_same_negatives(workdir, quota)
+    assert waves_of(workdir) == waves_of(quota.workdir)
+    assert read_json(workdir / "manifest.json")["read"] == READ
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_part_read_by_ray_workers_gives_the_same_negatives(
+    ray_session: None, workers: int, quota: QuotaRun, settings_of: Settings, tmp_path: Path
+) -> None:
+    workdir = tmp_path / "work"
+    copy_stages(quota.workdir, workdir, "corpus", "anchors", "probe")
+    with ray_executor(workers) as executor:
+        mine(with_ray(settings_of(workdir, **UNTIL_QUOTA), workers), executor)
+    assert_same_negatives(workdir, quota)
+    assert read_json(workdir / "manifest.json")["read"] == READ
+
+
+@pytest.mark.slow
+def test_a_part_after_a_kill_with_two_ray_workers_gives_the_same_negatives(
+    ray_session: None, quota: QuotaRun, settings_of: Settings, tmp_path: Path
+) -> None:
+    workdir, config = tmp_path / "work", tmp_path / "config.yaml"
+    values = with_ray(settings_of(workdir, **UNTIL_QUOTA), 2)
+    config.write_text(yaml.safe_dump(values))
+    copy_stages(quota.workdir, workdir, "corpus", "anchors", "probe")
+    start_and_kill(config, lambda: finished_shards(workdir) >= 5)
+    with ray_executor(2) as executor:
+        mine(values, executor)
+    assert_same_negatives(workdir, quota)
+
+
+def test_a_part_that_was_read_is_not_read_again(quota: QuotaRun, settings_of: Settings, tmp_path: Path) -> None:
+    workdir = Path(shutil.copytree(quota.workdir, tmp_path / "work"))
+    run = mine(settings_of(workdir, **UNTIL_QUOTA))
+    assert run.seconds == {}
+    assert_same_negatives(workdir, quota)
+    for key in ("throughput", "read", "seconds"):
+        assert read_json(workdir / "manifest.json")[key] == read_json(quota.workdir / "manifest.json")[key]
+
+
+def test_the_rest_is_read_on_request(
+    quota: QuotaRun, copy_of_finished: Callable[..., Path], settings_of: Settings, tmp_path: Path
+) -> None:
+    workdir = Path(shutil.copytree(quota.workdir, tmp_path / "rest"))
+    done = {path: path.stat().st_mtime_ns for path in workdir.glob("*/*.arrow")}
+    mining = UNTIL_QUOTA["mining"] | {"until": "all"}
+    with pytest.raises(InputError, match=r"mining\.until"):
+        mine(settings_of(workdir, corpus=UNTIL_QUOTA["corpus"], mining=mining))
+    assert finished_shards(workdir) == 6
+    mine(settings_of(workdir, corpus=UNTIL_QUOTA["corpus"], mining=mining), redo=True)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert finished_shards(workdir) == 24
+    # As if the whole had been read at once, in other shards.
+    whole = copy_of_finished()
+    mine(settings_of(whole, mining=mining), redo=True)
+    assert_same_negatives(workdir, QuotaRun(whole, []))
+
+
+def test_rounds_look_at_the_part_that_was_read(
+    quota: QuotaRun, settings_of: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workdir, looked = Path(shutil.copytree(quota.workdir, tmp_path / "work")), []
+
+    def score_candidates(_config: Config, corpus: Any, *_: Any, **__: Any) -> list[Any]:
+        looked.append(corpus.view.similarities.corpus.num_rows)
+        return []
+
+    monkeypatch.setattr("scalemine.scores.score_candidates", score_candidates)
+    run = Run(Config.model_validate(settings_of(workdir, **UNTIL_QUOTA)), InlineExecutor())
+    assert mine_again(run, "a model", per_class=1, without=[]).negatives.table.num_rows == 0
+    assert looked == [300]
+    assert finished_shards(workdir) == 6
+
+
+def test_a_corpus_too_small_for_the_quotas_is_read_whole(
+    finished: Any, copy_of_finished: Callable[..., Path], settings_of: Settings
+) -> None:
+    workdir = copy_of_finished()
+    run = mine(settings_of(workdir, mining={"until": "quota"}), redo=True)
+    assert_same_negatives(workdir, finished)
+    short = [message for message in run.warnings if "negatives found" in message]
+    assert short == [message for message in finished.warnings if "negatives found" in message] != []
+    read = read_json(workdir / "manifest.json")["read"]
+    assert (read["rows"], read["shards"]) == (read["of_rows"], read["of_shards"]) == (1_195, NUM_SHARDS)
 
 
 # The guard, the review and the strategies
@@ -789,7 +945,12 @@ def test_manifest_says_what_ran(finished: Any) -> None:
     assert set(manifest["inputs"]) >= {"corpus", "weights"}
     assert {"python", "torch", "transformers", "ray", "pyarrow"} <= manifest["versions"].keys()
     assert {"import", "anchors", "probe", "embed", "negatives", "sets"} <= manifest["seconds"].keys()
-    assert manifest["tweets_per_second"] > 0
+    assert manifest["read"]["rows"] == manifest["read"]["of_rows"] == manifest["throughput"]["rows"] == 1_195
+    throughput = manifest["throughput"]
+    assert manifest["tweets_per_second"] == throughput["tweets_per_second"] > 0
+    assert throughput["padded_tokens_per_second"] >= throughput["tokens_per_second"] > 0
+    assert throughput["price_per_hour"] > 0
+    assert throughput["share_of_peak"] is None  # too few tweets to measure it for
     counts = manifest["counts"]
     assert counts["rows"] == counts["accepted"]
     assert counts["cut"] > 0

@@ -134,6 +134,9 @@ class MiningConfig(Section):
     tails: Literal["both", "upper"] = "both"
     per_class: int | Literal["match"] = Field("match", description="negatives per class and band; match: its positives")
     bands: tuple[Literal[1, 2, 3, 4], ...] = Field((1, 2, 3), min_length=1, description="4: beyond three sigma")
+    until: Literal["all", "quota"] = Field(
+        "all", description="quota: shards are read in an order of the seed, until every class and band is full"
+    )
     weak_auc: float = Field(0.8, ge=0.5, le=1, description="an anchor below this AUC is warned about")
     near_duplicate: float | None = Field(
         0.95, gt=0, le=1, description="of negatives with at least this cosine one is taken; None: all"
@@ -209,6 +212,20 @@ class MiningConfig(Section):
             raise ValueError(f"mining.generators: {what} looks at one encoder only; drop one of them")
         if len(set(self.generators)) != len(self.generators):
             raise ValueError(f"mining.generators: expected each encoder once; got {list(self.generators)}")
+        return self
+
+    @model_validator(mode="after")
+    def _can_stop_early(self) -> MiningConfig:
+        wants_nearest = self.strategy in ("margin", "simans") and self.sampling == "top"
+        if self.until == "quota" and (
+            self.query == "positive" or self.strategy in ("rank", "clusters", "model") or wants_nearest
+        ):
+            what = "query positive" if self.query == "positive" else f"strategy {self.strategy}"
+            remedy = "; or draw, by mining.sampling: random" if wants_nearest and self.query == "anchor" else ""
+            raise ValueError(
+                f"mining.until: quota reads a part of the corpus, and {what} chooses from the whole; "
+                f"expected all{remedy}"
+            )
         return self
 
     @field_validator("per_class")
@@ -679,6 +696,9 @@ class ComputeConfig(Section):
     threads: int | None = Field(None, ge=1, description="threads of one worker; None: its share of the cores")
     address: str = Field("local", description="local, auto, or the address of a running Ray cluster")
     gpus_per_worker: float | None = Field(None, ge=0, description="None: 1 where the cluster has GPUs, else 0")
+    price_per_hour: float | None = Field(
+        None, ge=0, description="dollars per hour of one worker; None: as scalemine/prices.yaml says, or not known"
+    )
 
     @model_validator(mode="after")
     def _inline_is_one(self) -> ComputeConfig:

@@ -56,11 +56,12 @@ class Stopped(Exception):  # noqa: N818  not an error: the user asked for it
 
 @dataclass(frozen=True)
 class Outcome(Generic[ItemT, ResultT]):
-    """What became of an item: a result, or the traceback of its last failure."""
+    """What became of an item: a result, or the traceback of its last failure; and how many attempts failed."""
 
     item: ItemT
     result: ResultT | None
     error: str | None = None
+    failures: int = 0
 
 
 class Executor(Protocol):
@@ -185,11 +186,12 @@ class InlineExecutor:
                     attempt = running.pop(future)
                     error = future.exception()
                     if error is None:
-                        yield Outcome(attempt.item, future.result())
+                        yield Outcome(attempt.item, future.result(), failures=attempt.failures)
                         continue
                     attempt.failures += 1
                     if attempt.failures >= attempts:
-                        yield Outcome(attempt.item, None, "".join(traceback.format_exception(error)))
+                        message = "".join(traceback.format_exception(error))
+                        yield Outcome(attempt.item, None, message, attempt.failures)
                     else:
                         todo.append(attempt)
         self.signals.raise_if_requested()
@@ -269,11 +271,11 @@ class RayExecutor:
                     pool.submit(todo)
                 for attempt, result, error in pool.collect():
                     if error is None:
-                        yield Outcome(attempt.item, result)
+                        yield Outcome(attempt.item, result, failures=attempt.failures)
                         continue
                     attempt.failures += 1
                     if attempt.failures >= attempts:
-                        yield Outcome(attempt.item, None, error)
+                        yield Outcome(attempt.item, None, error, attempt.failures)
                     else:
                         todo.append(attempt)
         finally:

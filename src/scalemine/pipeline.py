@@ -12,7 +12,7 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -35,16 +35,21 @@ from scalemine.mining.candidates import Scored, View
 from scalemine.mining.embeddings import Similarities, encode_corpus, encoder_loader, score_corpus, write_quarantine
 from scalemine.mining.encoder import Encoder, load_encoder
 from scalemine.mining.events import columns_of, near_event
-from scalemine.mining.mine import Mined, ScoredCorpus, check_precautions, mine, texts_of
+from scalemine.mining.mine import Mined, ScoredCorpus, check_precautions, mine, rows_wanted, texts_of
 from scalemine.mining.probe import Probe, load_probe, probe_size, store_probe
 from scalemine.mining.sampling import fetch_rows, sample_corpus, sample_places
 from scalemine.mining.similarity import anchor_grid
 from scalemine.mining.strategies import kinds
+from scalemine.mining.waves import first_shards, waves
 from scalemine.models import encoder_settings, find_model, model_fingerprint
 from scalemine.shards import Embeddings
 from scalemine.store import Stage, Workdir, file_sha256, fingerprint, open_stage, read_json, write_json, write_whole
+from scalemine.throughput import Work
 
 logger = logging.getLogger(__name__)
+
+# To measure the peak of the machine takes a second: nothing beside the encoding of so many tweets.
+MIN_ROWS_FOR_PEAK = 50_000
 
 
 @dataclass
@@ -63,6 +68,7 @@ class Run:
     on_forecast: Callable[[list[distributions.Forecast]], None] = lambda _: None
     seconds: dict[str, float] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
+    work: Work = field(default_factory=Work)
     warnings: list[str] = field(default_factory=list)
 
     @cached_property
@@ -93,13 +99,14 @@ class Run:
 
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
-        """Measure a step; a step that had nothing to do keeps its earlier time."""
+        """Measure a step, each time it is taken; one that had nothing to do keeps the time of an earlier call."""
         started = time.monotonic()
         self.signals.raise_if_requested()
         logger.info("%s: started", name)
         yield
-        self.seconds[name] = round(time.monotonic() - started, 3)
-        logger.info("%s: %.1f s", name, self.seconds[name])
+        taken = time.monotonic() - started
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + taken, 3)
+        logger.info("%s: %.1f s", name, taken)
 
     def open_stage(self, folder: Path, *, version: int, settings: dict[str, Any], inputs: dict[str, Any]) -> Stage:
         """Open a stage as this run is to; see ``store.open_stage``."""
@@ -135,7 +142,8 @@ def run_embed(run: Run) -> Embeddings:
     _ = run.settings  # a model that is not there is said before the work begins
     corpus = run_import(run)
     embeddings = _open_embeddings(run, corpus)
-    _encode(run, corpus, embeddings, None)
+    _encode(run, embeddings, None)
+    _sum_up(run, embeddings)
     write_manifest(run, corpus)
     return embeddings
 
@@ -153,13 +161,7 @@ def run_mine(run: Run) -> pa.Table:
     check_precautions(config, positives, test)
     corpus = run_import(run)
     _check_columns(config, corpus)
-    corpora = [_score(run, corpus, positives, negatives.quotas(config.mining, positives, test))]
-    corpora += [_score(generator, corpus, positives, None) for generator in generators]
-    stage = _open_mined(run, [one.view.similarities for one in corpora], positives, test)
-    if stage.manifest(run.workdir.negatives) is None:
-        with run.timed("negatives"):
-            _mine(run, stage, corpora, positives, test)
-    mined = read_json(stage.file("mined.json"))
+    stage, mined = _score_and_mine(run, generators, corpus, positives, test)
     run.facts["mined"] = mined
     for message in mined["warnings"]:
         run.warn(message)
@@ -184,7 +186,9 @@ def mine_again(run: Run, model: str, *, per_class: int, without: Sequence[str]) 
     update = {"strategy": "model", "query": "anchor", "model": model, "per_class": per_class, "generators": ()}
     config = run.config.model_copy(update={"mining": run.config.mining.model_copy(update=update)})
     positives, test = _read_positives(config)
-    corpora = [_score(run, run_import(run), positives, None)]
+    corpus, before = run_import(run), read_json(run.workdir.mined / "mined.json").get("read")
+    part = first_shards(corpus, before["shards"], config.seed) if before else corpus
+    corpora = [_score(run, _prepare(run, corpus, positives, None), part)]
     with run.show("score", config.mining.pool) as advance:
         scored = scores.score_candidates(config, corpora[0], run.executor, on_rows=advance)
     return mine(
@@ -197,11 +201,68 @@ def _generator(run: Run, model: str) -> Run:
     """Return the run of a further encoder: it shares the corpus, and keeps the rest in a folder of its own."""
     encoder = run.config.encoder.model_copy(update={"model": model, "revision": None, "max_length": None})
     workdir = run.workdir.generator(model)
-    return replace(run, config=run.config.model_copy(update={"encoder": encoder, "workdir": workdir}), facts={})
+    return replace(
+        run, config=run.config.model_copy(update={"encoder": encoder, "workdir": workdir}), facts={}, work=Work()
+    )
 
 
-def _score(run: Run, corpus: Corpus, positives: Positives, wanted: dict[tuple[str, str], int] | None) -> ScoredCorpus:
-    """Score the corpus with an encoder: anchors, probe, embeddings, similarities.
+def _score_and_mine(
+    run: Run, generators: Sequence[Run], corpus: Corpus, positives: Positives, test: Positives | None
+) -> tuple[Stage, dict[str, Any]]:
+    """Encode, score and mine the corpus; where only quotas are wanted, parts of it until they are filled.
+
+    Returns:
+        The stage of what was mined, and its mined.json.
+    """
+    config, runs = run.config, [run, *generators]
+    wanted = negatives.quotas(config.mining, positives, test)
+    prepared = [_prepare(one, corpus, positives, None if index else wanted) for index, one in enumerate(runs)]
+    # What is refused is refused before the work.
+    _open_mined(replace(run, make=False), [one.view.similarities for one in prepared], positives, test)
+    parts: Iterable[Corpus] = [corpus]
+    if config.mining.until == "quota":
+        parts = waves(corpus, rows_wanted(config, prepared, wanted), config.seed)
+    for part in parts:
+        scored = [_score(one, whole, part) for one, whole in zip(runs, prepared, strict=True)]
+        stage = _open_mined(run, [one.view.similarities for one in scored], positives, test)
+        if _mine_part(run, stage, scored, corpus, positives, test):
+            break
+    for one, whole in zip(runs, scored, strict=True):
+        _sum_up(one, whole.view.embeddings or whole.view.similarities)
+    return stage, read_json(stage.file("mined.json"))
+
+
+def _mine_part(
+    run: Run, stage: Stage, scored: Sequence[ScoredCorpus], corpus: Corpus, positives: Positives, test: Positives | None
+) -> bool:
+    """Mine a part of the corpus, and say whether it is enough; what is mined is written only then.
+
+    What was tried is noted, so that a run that is called again does not try it again.
+    """
+    part, notes = scored[0].view.similarities.corpus, stage.file("waves.json")
+    tried = read_json(notes) if notes.exists() else []
+    read = {
+        "rows": part.num_rows,
+        "of_rows": corpus.num_rows,
+        "shards": len(part.shards),
+        "of_shards": len(corpus.shards),
+    }
+    if any(wave["shards"] == read["shards"] for wave in tried):
+        return False
+    if stage.manifest(run.workdir.negatives) is not None:
+        return True
+    with run.timed("negatives"):
+        mined = _mine(run, scored, positives, test)
+        if mined.num_short and read["rows"] < read["of_rows"]:
+            logger.info("%(rows)d of %(of_rows)d tweets are not enough", read)
+            write_json(notes, [*tried, {**read, "short": mined.num_short}])
+            return False
+        _write_mined(run, stage, mined, {**read, "waves": len(tried) + 1})
+    return True
+
+
+def _prepare(run: Run, corpus: Corpus, positives: Positives, wanted: dict[tuple[str, str], int] | None) -> ScoredCorpus:
+    """Do what comes before the corpus is gone through: anchors, probe, forecast; open what the scores go into.
 
     Args:
         run: Of the encoder.
@@ -215,16 +276,23 @@ def _score(run: Run, corpus: Corpus, positives: Positives, wanted: dict[tuple[st
         _forecast(run, corpus, probe, anchors, wanted)
     embeddings = _open_embeddings(run, corpus) if run.config.encoder.keep_embeddings else None
     scored = _open_similarities(run, corpus, anchors_print)
-    grid_KD = anchor_grid(anchors.vectors_KD)
+    columns = columns_of(run.config.guard)
+    view = View(scored, anchors, {}, run.encode_exactly, probe.margin(anchors), embeddings, columns)
+    return ScoredCorpus(run.config.encoder.model, view, probe)
+
+
+def _score(run: Run, prepared: ScoredCorpus, part: Corpus) -> ScoredCorpus:
+    """Score a part of the corpus with an encoder, as far as it was not done before; return the view of that part."""
+    view = prepared.view
+    scored = replace(view.similarities, corpus=part)
+    embeddings = replace(view.embeddings, corpus=part) if view.embeddings else None
+    grid_KD = anchor_grid(view.anchors.vectors_KD)
     # What is encoded now is scored as it is encoded; what was encoded before, from its embeddings.
-    _encode(run, corpus, embeddings, (scored, grid_KD))
+    _encode(run, embeddings or scored, (scored, grid_KD))
     if embeddings and scored.missing():
         with run.timed("similarities"):
             score_corpus(embeddings, scored, grid_KD, run.executor)
-    columns = columns_of(run.config.guard)
-    encode = run.encode_exactly
-    view = View(scored, anchors, {}, encode, probe.margin(anchors), embeddings, columns)
-    return ScoredCorpus(run.config.encoder.model, view, probe)
+    return replace(prepared, view=replace(view, similarities=scored, embeddings=embeddings))
 
 
 def _check_columns(config: Config, corpus: Corpus) -> None:
@@ -331,6 +399,8 @@ def _open_mined(run: Run, scored: list[Similarities], positives: Positives, test
     config = run.config
     # What is for rounds, or for another strategy, decides nothing here.
     others = {"replace"} if config.mining.strategy == "model" else {"replace", "pool", "model"}
+    if config.mining.until == "all":
+        others.add("until")
     settings = {f"mining.{key}": value for key, value in config.mining.model_dump(exclude=others).items()}
     settings |= {f"guard.{key}": value for key, value in config.guard.model_dump().items()} | {"seed": config.seed}
     guarded = config.guard.max_false_negative is not None or columns_of(config.guard)
@@ -421,24 +491,34 @@ def _forecast(run: Run, corpus: Corpus, probe: Probe, anchors: Anchors, wanted: 
 
 
 def _encode(
-    run: Run, corpus: Corpus, embeddings: Embeddings | None, scoring: tuple[Similarities, NDArray[np.float32]] | None
+    run: Run, files: Embeddings | Similarities, scoring: tuple[Similarities, NDArray[np.float32]] | None
 ) -> None:
-    files = embeddings or (scoring[0] if scoring else None)
-    assert files is not None
+    """Encode the shards that are missing among the files, which are embeddings where these are kept."""
     todo = files.missing()
-    if todo:
-        rows = sum(shard.num_rows for shard in todo)
-        with run.timed("embed"), run.show("embed", rows) as advance:
-            precision = run.settings["encoder.precision"]
-            load = encoder_loader(run.config.encoder, precision=precision, threads=run.threads)
-            done = encode_corpus(load, corpus, run.executor, embeddings=embeddings, scoring=scoring, on_rows=advance)
-        run.facts["tweets_per_second"] = round(done / max(run.seconds["embed"], 1e-9), 1)
+    if not todo:
+        return
+    embeddings = files if isinstance(files, Embeddings) else None
+    rows = sum(shard.num_rows for shard in todo)
+    with run.timed("embed"), run.show("embed", rows) as advance:
+        precision = run.settings["encoder.precision"]
+        load = encoder_loader(run.config.encoder, precision=precision, threads=run.threads)
+        work = encode_corpus(
+            load, files.corpus, run.executor, embeddings=embeddings, scoring=scoring, on_rows=advance,
+            measure_peak=rows >= MIN_ROWS_FOR_PEAK,
+        )  # fmt: skip
+    run.work += work
+    run.facts["throughput"] = run.work.describe(run.config.compute, run.threads)
+    run.facts["tweets_per_second"] = run.facts["throughput"]["tweets_per_second"]
+
+
+def _sum_up(run: Run, files: Embeddings | Similarities) -> None:
+    """Say what encoding gave, from the manifests of the shards."""
     num_quarantined = write_quarantine(files, run.workdir.quarantine)
     if num_quarantined:
         run.warn(f"{num_quarantined} rows could not be encoded and are left out; see {run.workdir.quarantine}")
-    every = [files.facts(shard) or {} for shard in corpus.shards]
+    every = [files.facts(shard) or {} for shard in files.corpus.shards]
     totals: dict[str, Any] = {key: sum(facts[key] for facts in every) for key in ("distinct", "tokens", "cut")}
-    totals |= {"rows": corpus.num_rows, "quarantined": num_quarantined}
+    totals |= {"rows": files.corpus.num_rows, "quarantined": num_quarantined}
     totals |= {key: ", ".join(sorted({facts[key] for facts in every})) for key in ("precision", "device")}
     totals["max_length"] = max(facts["max_length"] for facts in every)
     run.facts["encoded"] = totals
@@ -449,17 +529,21 @@ def _encode(
         )
 
 
-def _mine(run: Run, stage: Stage, corpora: list[ScoredCorpus], positives: Positives, test: Positives | None) -> None:
-    """Choose, and write distributions.json, negatives.parquet, review.parquet and what the report needs."""
+def _mine(run: Run, corpora: Sequence[ScoredCorpus], positives: Positives, test: Positives | None) -> Mined:
+    """Choose the negatives."""
     config = run.config
     scored: list[Scored] = []
     if config.mining.strategy == "model":
         with run.show("score", config.mining.pool) as advance:
             scored = scores.score_candidates(config, corpora[0], run.executor, on_rows=advance)
-    mined = mine(
+    return mine(
         config, corpora, positives, test, decisions=_decisions(run), scored=scored, threads=run.threads,
         executor=run.executor,
     )  # fmt: skip
+
+
+def _write_mined(run: Run, stage: Stage, mined: Mined, read: dict[str, int]) -> None:
+    """Write distributions.json, negatives.parquet, review.parquet and what the report needs."""
     write_json(run.workdir.distributions, mined.distributions)
     for path, table in (
         (stage.file("histograms.parquet"), distributions.histogram_table(mined.measured)),
@@ -469,6 +553,7 @@ def _mine(run: Run, stage: Stage, corpora: list[ScoredCorpus], positives: Positi
         with write_whole(path) as temporary:
             pq.write_table(table, temporary, compression="zstd")
     summary = {
+        "read": read,
         "yield": mined.yields,
         "passed_over": mined.negatives.passed_over,
         "verified": mined.negatives.num_candidates,
@@ -527,6 +612,8 @@ def write_manifest(run: Run, corpus: Corpus) -> None:
     encoded, mined, probe = (run.facts.get(name) or {} for name in ("encoded", "mined", "probe"))
     counts = {key: corpus.counts[key] for key in ("read", "accepted", "rejected", "rejected_by_reason", "copies")}
     counts |= {key: encoded.get(key) for key in ("rows", "distinct", "tokens", "cut", "quarantined")}
+    if encoded:
+        counts["rows"] = corpus.num_rows
     encoder = {
         "model": run.config.encoder.model,
         "dim": probe.get("dim"),
@@ -551,6 +638,8 @@ def write_manifest(run: Run, corpus: Corpus) -> None:
         "counts": counts,
         "seconds": {**before.get("seconds", {}), **run.seconds},
         "tweets_per_second": run.facts.get("tweets_per_second", before.get("tweets_per_second")),
+        "throughput": run.facts.get("throughput"),
+        "read": mined.get("read"),
         "forecast": run.facts.get("forecast"),
         "yield": mined.get("yield"),
         "rejected_candidates": mined.get("passed_over"),

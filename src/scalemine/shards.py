@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from scalemine.corpus import Corpus, Shard
-from scalemine.executor import Executor
+from scalemine.executor import Executor, Outcome
 from scalemine.store import Stage, write_whole
 
 OnRows = Callable[[int], None]
@@ -123,10 +123,13 @@ def run_shards(
     make_worker: Callable[[], Callable[[ShardJob], Any]],
     jobs: Sequence[ShardJob],
     on_rows: OnRows | None,
+    on_outcome: Callable[[Outcome[ShardJob, Any]], None] | None = None,
 ) -> list[tuple[ShardJob, str]]:
     """Run jobs; return those that failed, with the traceback."""
     failures = []
     for outcome in executor.map(make_worker, jobs):
+        if on_outcome:
+            on_outcome(outcome)
         if outcome.error is not None:
             failures.append((outcome.item, outcome.error))
         elif on_rows:

@@ -91,7 +91,7 @@ class FakeEncoder:
     dim = 12
     max_length = 64
     precision = "float32"
-    device = "cpu"
+    device = machine = "cpu"
 
     def __init__(self, notes: Path, poison: tuple[str, ...] = (), most_texts: int | None = None) -> None:
         self.notes, self.poison, self.most_texts = notes, poison, most_texts
@@ -103,6 +103,15 @@ class FakeEncoder:
 
     def tokenise(self, texts: Sequence[str]) -> Tokens:
         return Tokens([list(text.encode()) for text in texts], sum("long" in text for text in texts))
+
+    def num_padded(self, tokens: Tokens) -> int:
+        return 2 * tokens.num_tokens
+
+    def num_flops(self, tokens: Tokens) -> float:
+        return 10.0 * tokens.num_tokens
+
+    def measure_peak(self) -> float:
+        return 1e9
 
     def encode(self, tokens: Tokens) -> np.ndarray:
         texts = [bytes(ids).decode() for ids in tokens.ids]

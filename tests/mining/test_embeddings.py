@@ -59,7 +59,7 @@ def encode(corpus, files, notes, *, scoring=None, on_rows=None, **fake):
 
 def test_vectors_keep_the_order_of_the_corpus(corpus, files, notes):
     assert len(corpus.shards) > 3
-    assert encode(corpus, files, notes) == len(TEXTS)
+    assert encode(corpus, files, notes).rows == len(TEXTS)
     for shard in corpus.shards:
         rows = corpus.read(shard).to_pylist()
         vectors, valid = files.vectors(shard)
@@ -86,6 +86,35 @@ def test_copies_are_encoded_once_per_shard(corpus, files, notes):
     assert len(oracles.noted(notes)) <= len(set(TEXTS))
 
 
+def test_work_is_counted(corpus, files, notes):
+    work = encode(corpus, files, notes)
+    tokens = sum(files.facts(shard)["tokens"] for shard in corpus.shards)
+    assert (work.tokens, work.padded_tokens, work.flops) == (tokens, 2 * tokens, 10 * tokens)
+    assert (work.rows_again, work.machines, list(work.peaks.values())) == (0, {"cpu"}, [None])
+    assert work.seconds > 0
+
+
+def test_peak_is_measured_where_it_is_asked_for(corpus, files, notes):
+    load = partial(oracles.FakeEncoder, notes)
+    work = encode_corpus(load, corpus, InlineExecutor(), embeddings=files, measure_peak=True)
+    assert list(work.peaks.values()) == [1e9]
+
+
+def test_rows_that_were_begun_again_are_counted(corpus, files, notes, monkeypatch):
+    write, failed = Embeddings.write, []
+
+    def once_full(self, shard, *arguments, **facts):
+        if shard == corpus.shards[1] and not failed:
+            failed.append(shard)
+            raise OSError("no space left on device")
+        write(self, shard, *arguments, **facts)
+
+    monkeypatch.setattr(Embeddings, "write", once_full)
+    work = encode(corpus, files, notes)
+    assert work.rows == len(TEXTS)
+    assert work.rows_again == corpus.shards[1].num_rows
+
+
 def test_one_worker_loads_the_encoder_once(corpus, files, notes):
     encode(corpus, files, notes)
     assert notes.read_text().count("\tloaded") == 1
@@ -95,14 +124,14 @@ def test_resume_does_only_what_is_missing(corpus, files, notes):
     encode(corpus, files, notes)
     before = {shard.name: files.path(shard).read_bytes() for shard in corpus.shards}
     notes.write_text("")
-    assert encode(corpus, files, notes) == 0
+    assert encode(corpus, files, notes).rows == 0
     assert notes.read_text() == ""
     unfinished, torn = corpus.shards[1], corpus.shards[2]
     files.path(unfinished).with_suffix(".arrow.json").unlink()
     files.path(torn).write_bytes(before[torn.name][:100])
     assert {shard.name for shard in files.missing()} == {unfinished.name, torn.name}
     counted = []
-    assert encode(corpus, files, notes, on_rows=counted.append) == unfinished.num_rows + torn.num_rows
+    assert encode(corpus, files, notes, on_rows=counted.append).rows == unfinished.num_rows + torn.num_rows
     assert sorted(counted) == sorted([unfinished.num_rows, torn.num_rows])
     texts = [{text.strip() for text in corpus.read(shard)["text"].to_pylist()} for shard in (unfinished, torn)]
     assert oracles.noted(notes) == sorted([*texts[0], *texts[1]])
@@ -120,7 +149,7 @@ POISON = ("tweet 3 on the storm", "tweet 8 on the storm")
 
 def test_rows_that_break_the_worker_go_to_quarantine(corpus, files, notes, tmp_path):
     counted = []
-    assert encode(corpus, files, notes, poison=POISON, on_rows=counted.append) == len(TEXTS)
+    assert encode(corpus, files, notes, poison=POISON, on_rows=counted.append).rows == len(TEXTS)
     assert sum(counted) == len(TEXTS)
     bad = [(shard, row) for shard in corpus.shards for row, found in enumerate(rows_of(corpus, shard)) if broken(found)]
     assert len(bad) > 2
@@ -141,7 +170,7 @@ def test_rows_that_break_the_worker_go_to_quarantine(corpus, files, notes, tmp_p
         assert "Traceback" in row["error"]
         assert "cannot digest" in row["error"]
     # Nothing is left to do, and the poison is not tried again.
-    assert encode(corpus, files, notes, poison=POISON) == 0
+    assert encode(corpus, files, notes, poison=POISON).rows == 0
 
 
 def rows_of(corpus, shard):
@@ -215,7 +244,7 @@ def test_scoring_while_encoding_equals_scoring_embeddings(corpus, files, scored,
     encode(corpus, files, notes, poison=poison)
     score_corpus(files, scored, GRID, InlineExecutor())
     alone = Similarities(oracles.make_stage(tmp_path / "alone"), corpus)
-    assert encode(corpus, None, notes, scoring=(alone, GRID), poison=poison) == len(TEXTS)
+    assert encode(corpus, None, notes, scoring=(alone, GRID), poison=poison).rows == len(TEXTS)
     assert alone.missing() == scored.missing() == []
     for shard in corpus.shards:
         assert alone.read(shard).equals(scored.read(shard))

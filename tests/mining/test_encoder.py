@@ -11,6 +11,7 @@ import torch
 
 from scalemine import models
 from scalemine.config import EncoderConfig, InputError
+from scalemine.mining import encoder as module
 from scalemine.mining.encoder import MIN_BATCH_TOKENS, load_encoder
 from scalemine.models import find_model
 
@@ -204,6 +205,47 @@ def test_folder_whose_head_is_a_pickle(copied, folder):
     (copied / "9_Dense").mkdir()
     (copied / "9_Dense" / "pytorch_model.bin").write_bytes(b"\x80\x04K\x01.")
     assert "9_Dense" in failure(load_encoder, config(model=str(copied)))
+
+
+def test_tokens_that_go_through_the_model(encoder, monkeypatch):
+    seen = []
+    run = encoder._transformer.forward
+
+    def forward(input_ids, **rest):
+        seen.append(input_ids.numel())
+        return run(input_ids=input_ids, **rest)
+
+    monkeypatch.setattr(encoder._transformer, "forward", forward)
+    for texts in (TEXTS, ["a"], TEXTS * 40, []):
+        seen.clear()
+        tokens = encoder.tokenise(texts)
+        encoder.encode(tokens)
+        assert encoder.num_padded(tokens) == sum(seen) >= tokens.num_tokens
+
+
+def test_operations_are_those_of_the_layers(encoder):
+    # A BERT layer: query, key, value and output are hidden x hidden; two more are hidden x intermediate.
+    of = encoder._transformer.config
+    parameters = of.num_hidden_layers * (4 * of.hidden_size**2 + 2 * of.hidden_size * of.intermediate_size)
+    for text in ("a", TEXTS[0]):
+        tokens = encoder.tokenise([text])
+        length = tokens.num_tokens
+        attention = of.num_hidden_layers * 2 * 2 * length**2 * of.hidden_size
+        # The pooler, one product of a whole sentence, is the difference.
+        assert encoder.num_flops(tokens) == pytest.approx(2 * parameters * length + attention, rel=0.01)
+    both = encoder.tokenise(["a", TEXTS[0]])
+    assert encoder.num_flops(both) == pytest.approx(
+        sum(encoder.num_flops(encoder.tokenise([t])) for t in ("a", TEXTS[0]))
+    )
+
+
+def test_peak_is_measured_once(encoder, monkeypatch):
+    monkeypatch.setattr(module, "PEAK_SECONDS", 0.05)
+    module.peak_flops.cache_clear()
+    # No machine computes slower than this, and no core faster.
+    assert 1e8 < encoder.measure_peak() < 1e13
+    assert encoder.measure_peak() == encoder.measure_peak()
+    assert encoder.machine == "cpu"
 
 
 def test_folder_without_weights(copied, tmp_path):

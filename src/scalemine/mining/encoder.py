@@ -8,9 +8,12 @@ Shapes: N texts, L tokens of a sentence, D dimensions.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -38,6 +41,9 @@ FloatArray = NDArray[np.float32]
 # Kernels for a few rows round otherwise than those for many (seen below 100 tokens); no batch is smaller than this.
 MIN_BATCH_TOKENS = 256
 BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
+# Of the products that the peak is measured with: rows of square matrices, and how long.
+PEAK_ROWS = {"cpu": 1_024, "cuda": 8_192}
+PEAK_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -78,7 +84,10 @@ class Encoder:
         self._model_thread = ThreadPoolExecutor(
             1, thread_name_prefix="model", initializer=torch.set_num_threads, initargs=(threads,)
         )
-        self.dim = int(self.encode(self.tokenise(["a"])).shape[1])
+        with _counted_products(self._transformer) as products:
+            tokens = self.tokenise(["a"])
+            self.dim = int(self.encode(tokens).shape[1])
+        self._parameters = sum(products) / self.num_padded(tokens)
 
     def normalise(self, text: str) -> str:
         """Return the text as the encoder reads it."""
@@ -113,6 +122,31 @@ class Encoder:
         """Return the embeddings ``(N, D)`` of texts as they come, normalised here."""
         return self.encode(self.tokenise([self.normalise(text) for text in texts]))
 
+    def num_padded(self, tokens: Tokens) -> int:
+        """Return how many tokens go through the model: those of the copies that fill up small batches, too."""
+        lengths = [len(ids) for ids in tokens.ids]
+        batches = [(len(rows), lengths[rows[0]]) for rows in length_batches(lengths, self._batch_tokens)]
+        return sum(_num_copies(num_rows, length) * num_rows * length for num_rows, length in batches)
+
+    def num_flops(self, tokens: Tokens) -> float:
+        """Return the floating-point operations that the texts need: two per parameter and token, and the attention's.
+
+        Source: Narayanan et al. (2021), "Efficient large-scale language model training on GPU clusters", appendix; of
+        the forward pass alone.
+        """
+        config = self._transformer.config
+        attention = 4 * config.num_hidden_layers * config.hidden_size
+        return float(sum(len(ids) * (2 * self._parameters + attention * len(ids)) for ids in tokens.ids))
+
+    def measure_peak(self) -> float:
+        """Return how many floating-point operations per second large matrix products reach here, as the model runs."""
+        return self._model_thread.submit(peak_flops, self.device, self.precision, self._threads).result()
+
+    @property
+    def machine(self) -> str:
+        """What the model runs on: the name of a GPU, or cpu."""
+        return torch.cuda.get_device_name(self._device) if self._device.type == "cuda" else "cpu"
+
     @torch.inference_mode()
     def _encode(self, tokens: Tokens) -> FloatArray:
         batches = list(length_batches([len(ids) for ids in tokens.ids], self._batch_tokens))
@@ -137,8 +171,7 @@ class Encoder:
     def _encode_batch(self, ids: list[list[int]]) -> FloatArray:
         """Return the embeddings of sentences of one length."""
         num_rows, length = len(ids), len(ids[0])
-        copies = -(-MIN_BATCH_TOKENS // (num_rows * length))
-        input_ids_BL = torch.tensor(ids * copies, dtype=torch.long)
+        input_ids_BL = torch.tensor(ids * _num_copies(num_rows, length), dtype=torch.long)
         if self._device.type == "cuda":
             input_ids_BL = input_ids_BL.pin_memory().to(self._device, non_blocking=True)
         attention_mask_BL = torch.ones_like(input_ids_BL)
@@ -153,6 +186,51 @@ class Encoder:
             features = module(features)
         vectors_BD = torch.nn.functional.normalize(features["sentence_embedding"][:num_rows].float(), dim=1)
         return vectors_BD.cpu().numpy()
+
+
+def _num_copies(num_rows: int, length: int) -> int:
+    """Return how often a batch is repeated to be large enough."""
+    return -(-MIN_BATCH_TOKENS // (num_rows * length))
+
+
+@contextlib.contextmanager
+def _counted_products(model: torch.nn.Module) -> Iterator[list[int]]:
+    """While entered, note for each call of a linear layer the rows times the parameters that it multiplies."""
+    products: list[int] = []
+
+    def note(layer: torch.nn.Linear, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
+        products.append(inputs[0].shape[:-1].numel() * layer.weight.numel())
+
+    linear = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    hooks = [layer.register_forward_hook(note) for layer in linear]
+    try:
+        yield products
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@functools.cache
+def peak_flops(device: str, precision: str, threads: int) -> float:
+    """Return the floating-point operations per second of the fastest of a second of large matrix products.
+
+    Args:
+        device: Where they are computed.
+        precision: Of the factors.
+        threads: Of the calling thread; a key of the cache only.
+    """
+    del threads
+    on = torch.device(device)
+    rows = PEAK_ROWS[on.type]
+    factor = torch.rand((rows, rows), device=on).to(getattr(torch, precision))
+    best, until = float("inf"), time.perf_counter() + PEAK_SECONDS
+    while time.perf_counter() < until:
+        started = time.perf_counter()
+        torch.mm(factor, factor)
+        if on.type == "cuda":
+            torch.cuda.synchronize(on)
+        best = min(best, time.perf_counter() - started)
+    return 2.0 * rows**3 / best
 
 
 def load_encoder(config: EncoderConfig, *, precision: str | None = None, threads: int = 1) -> Encoder:

@@ -38,14 +38,15 @@ from scalemine.mining.guard import (
 )
 from scalemine.mining.negatives import MinedNegatives, Precautions, mine_negatives, quotas
 from scalemine.mining.probe import Probe
-from scalemine.mining.similarity import Normal, SimilarityDistribution, anchor_grid, describe
+from scalemine.mining.similarity import STEPS_PER_UNIT, Normal, SimilarityDistribution, anchor_grid, describe
 from scalemine.mining.strategies import ClassScores, kinds, make_rule
+from scalemine.mining.waves import rows_needed
 from scalemine.text import duplicate_key
 
 
 @dataclass(frozen=True, eq=False)
 class ScoredCorpus:
-    """A corpus that one encoder has scored, before anything is fitted to it.
+    """A corpus that one encoder scores, before anything is fitted to it.
 
     Args:
         encoder: Name of the encoder.
@@ -77,6 +78,11 @@ class Mined:
     yields: list[dict[str, Any]]
     guard: dict[str, Any] | None
     warnings: list[str]
+
+    @property
+    def num_short(self) -> int:
+        """How many classes and kinds have fewer negatives than were wanted."""
+        return sum(row["found"] < row["quota"] for row in self.yields)
 
 
 def mine(
@@ -135,14 +141,27 @@ def mine(
     return Mined(mined, rows, measured, yields, guard.facts if guard else None, warnings)
 
 
+def rows_wanted(config: Config, corpora: Sequence[ScoredCorpus], wanted: Mapping[tuple[str, str], int]) -> float:
+    """Return about how many rows of the corpus fill every quota, going by the probes."""
+    fitted: list[_Fitted] = []
+    for corpus in corpora:
+        sampled = corpus.probe.distributions(corpus.view.anchors)
+        normals = {one.class_name: distributions.fit(one) for one in sampled}
+        fitted.append((replace(corpus.view, normals=normals), [], sampled))
+    cosines = [corpus.probe.steps(corpus.view.anchors) / float(STEPS_PER_UNIT) for corpus in corpora]
+    return rows_needed(_cells(config, fitted, wanted), cosines)
+
+
 def texts_of(positives: Positives, test: Positives | None) -> list[str]:
     """Return the texts of all positives."""
     return [text for group in (positives, test) if group for text in group.table["text"].to_pylist()]
 
 
-def _fit(
-    config: Config, corpus: ScoredCorpus, executor: Executor
-) -> tuple[View, list[dict[str, Any]], list[SimilarityDistribution]]:
+# A view with its normals, the rows of distributions.json, and the distributions.
+_Fitted = tuple[View, list[dict[str, Any]], list[SimilarityDistribution]]
+
+
+def _fit(config: Config, corpus: ScoredCorpus, executor: Executor) -> _Fitted:
     """Return the view with its fitted normals, the rows of distributions.json, and the distributions."""
     anchors, mining = corpus.view.anchors, config.mining
     measured = distributions.measure(corpus.view.similarities, anchors.class_names, executor)
@@ -190,7 +209,7 @@ def _guard(config: Config, view: View, positives: Positives, executor: Executor)
 
 def _cells(
     config: Config,
-    fitted: Sequence[tuple[View, list[dict[str, Any]], list[SimilarityDistribution]]],
+    fitted: Sequence[_Fitted],
     wanted: Mapping[tuple[str, str], int],
 ) -> list[Cell]:
     """Return the cells: per class and kind, each view with an equal share of the quota."""

@@ -46,8 +46,11 @@ class Probe:
 
     def distributions(self, anchors: Anchors) -> list[SimilarityDistribution]:
         """Return the distribution of S_an per class over the sample."""
-        steps_PK = similarities(self.vectors_PD, anchor_grid(anchors.vectors_KD))
-        return distributions.of_sample(steps_PK, anchors.class_names)
+        return distributions.of_sample(self.steps(anchors), anchors.class_names)
+
+    def steps(self, anchors: Anchors) -> NDArray[np.int16]:
+        """Return S_an of the sample ``(P, K)``, in steps of 2^-15."""
+        return similarities(self.vectors_PD, anchor_grid(anchors.vectors_KD))
 
     def max_error(self, anchors: Anchors) -> float:
         """Return the largest change of S_an by low precision, over the audited rows and the classes."""

@@ -94,6 +94,7 @@ def write_report(workdir: Workdir) -> Path:
         workdir=tables.plain_line(workdir.root.name or str(workdir.root), 120),
         sentences=tables.summary_sentences(findings),
         throughput=tables.throughput_line(findings),
+        costs=tables.cost_sentences(findings),
         warnings=[tables.plain_line(str(warning), 1_000) for warning in findings.entries("warnings")],
         tails=findings.tails,
         classes=_class_sections(workdir, findings, positives),

@@ -407,7 +407,47 @@ def summary_sentences(findings: Findings) -> list[str]:
         short = sum((entry.get("found") or 0) < (entry.get("quota") or 0) for entry in findings.entries("yield"))
         missed = f"; {counted(short, 'quota was', 'quotas were')} not filled" if short else ""
         sentences.append(f"{mined} mined{missed}.")
+        sentences += filter(None, [read_sentence(findings)])
     return sentences
+
+
+def read_sentence(findings: Findings) -> str:
+    """Return how much of the corpus was read, where reading was to stop early; else nothing."""
+    mining, read = findings.part("config").get("mining") or {}, findings.part("read")
+    if mining.get("until") != "quota" or not read:
+        return ""
+    share, tries = percent(read["rows"] / read["of_rows"]), counted(read["waves"], "try", "tries")
+    start = (
+        f"{whole(read['rows'])} of the corpus's {whole(read['of_rows'])} tweets ({share} %) were looked at, in {tries}"
+    )
+    if read["rows"] == read["of_rows"]:
+        return f"{start}."
+    of_part = mining.get("fit") != "sample"
+    fitted = "are those of this part" if of_part else "are those of a sample of the whole corpus"
+    return f"{start}, until every quota was filled; mean, σ and bands {fitted}, random negatives are from all of it."
+
+
+def cost_sentences(findings: Findings) -> list[str]:
+    """Return what encoding took and what larger corpora would take; nothing where the manifest does not say."""
+    found = findings.part("throughput")
+    if not found:
+        return []
+    speed = f"Encoding read {rate(found['tokens_per_second'])} tokens/s"
+    speed += f" ({rate(found['padded_tokens_per_second'])} with the copies that fill up small batches)"
+    if found.get("share_of_peak") is not None:
+        peak = f"{found['peak_flops_per_second'] / 1e12:.3g} TFLOP/s"
+        speed += f", {percent(found['share_of_peak'])} % of the peak measured on this machine ({peak})"
+    speed += f"; {counted(found['rows_again'], 'tweet was', 'tweets were')} begun again after failures."
+    hours = [f"{_hours(row['worker_hours'])} for {row['tweets'] // 1_000_000} million" for row in found["larger"]]
+    larger = f"At the speed measured here a worker takes {', '.join(hours)} tweets"
+    if found.get("price_per_hour") is not None:
+        prices = ", ".join(f"${row['price']:,.2f}" for row in found["larger"])
+        larger += f"; at ${found['price_per_hour']:.3g} for an hour of it, {prices}"
+    return [speed, f"{larger}."]
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:,.0f} h" if hours >= 100 else f"{hours:.2g} h"
 
 
 def throughput_line(findings: Findings) -> str:
@@ -455,6 +495,8 @@ def print_report(console: Console, workdir: Workdir, *, per_band: int = 3) -> No
     speed = throughput_line(findings)
     if speed:
         console.print(Text(speed))
+    for sentence in cost_sentences(findings):
+        console.print(Text(sentence))
     # A path broken over two lines cannot be copied.
     console.print(Text(plain_line(f"report: {workdir.report}", 4_096), style="bold"), soft_wrap=True)
 
