@@ -1,7 +1,7 @@
 """Engines: what computes an encoder's hidden states from token ids; pooling, which follows, is the same for all.
 
-An engine other than PyTorch is tried when it is loaded, against PyTorch in float32 on made-up sentences. Where one fails
-or disagrees, the log says so and PyTorch computes instead.
+An engine other than PyTorch is tried when it is loaded, against PyTorch in float32 on made-up sentences. Where one
+fails or disagrees, the log says so and PyTorch computes instead.
 
 Shapes: B sentences of a batch, L tokens of each, D dimensions.
 """
@@ -35,7 +35,7 @@ TRIAL_TOLERANCE = {"float32": 1e-5, "bfloat16": 2e-2}
 
 
 class Engine(Protocol):
-    """What turns token ids into hidden states; ``fidelity`` says in a line how near they are to PyTorch's in float32."""
+    """What turns token ids into hidden states; ``fidelity`` says how near they are to PyTorch's in float32."""
 
     name: str
     precision: str
