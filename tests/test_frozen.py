@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from scalemine import frozen as module
-from scalemine.config import Config
+from scalemine.config import Config, InputError
 from scalemine.executor import Stopped, StopSignals
 from scalemine.frozen import embed_examples
 from scalemine.mining.encoder import load_encoder
@@ -71,3 +71,16 @@ def test_a_stop_keeps_nothing_half_done(data, tmp_path):
         embed_examples(config(data, tmp_path), signals=signals)
     found = embed_examples(config(data, tmp_path), signals=StopSignals())
     assert np.isfinite(vectors_of(config(data, tmp_path), found.train, np.arange(20))).all()
+
+
+def test_engines_of_the_embeddings(data, tmp_path):
+    one = config(data, tmp_path)
+    vectors = {}
+    for engine in ("auto", "onednn"):
+        named = one.model_copy(update={"encoder": one.encoder.model_copy(update={"engine": engine})})
+        found = embed_examples(named, signals=StopSignals(), train_only=True)
+        vectors[engine] = vectors_of(named, found.train, np.arange(20))
+    assert np.abs(vectors["auto"].astype(np.float32) - vectors["onednn"]).max() < 1e-3
+    wrong = named.model_copy(update={"encoder": named.encoder.model_copy(update={"precision": "bfloat16"})})
+    with pytest.raises(InputError, match=r"^encoder.engine: onednn does not compute in bfloat16"):
+        embed_examples(wrong, signals=StopSignals())

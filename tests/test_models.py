@@ -273,7 +273,8 @@ def test_settings_change_with_what_decides(tmp_path):
 
     before = settings_with()
     assert before == settings_with(batch_tokens=999) == settings_with(keep_embeddings=False)
-    for changed in ({"max_length": 64}, {"normaliser": "bertweet"}, {"precision": "bfloat16"}):
+    assert before == settings_with(engine="torch") == settings_with(engine="auto")
+    for changed in ({"max_length": 64}, {"normaliser": "bertweet"}, {"precision": "bfloat16"}, {"engine": "onednn"}):
         assert settings_with(**changed) != before
     (tmp_path / "model.safetensors").write_bytes(b"two")
     assert settings_with() != before

@@ -23,12 +23,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from scalemine import pipeline
 from scalemine.config import ComputeConfig, Config, EncoderConfig, InputError
 from scalemine.corpus import import_corpus
 from scalemine.decisions import Decision, append_decision
 from scalemine.executor import Executor, InlineExecutor, StopSignals, make_executor, silent
+from scalemine.mining.engine_choice import Choice
 from scalemine.models import find_model
-from scalemine.pipeline import Run, check_mine, mine_again, run_embed, run_import, run_mine
+from scalemine.pipeline import Run, check_mine, finished_embeddings, mine_again, run_embed, run_import, run_mine
 from scalemine.store import Workdir, read_json
 from scalemine.text import duplicate_key
 
@@ -746,6 +748,88 @@ def test_what_cannot_be_mined_is_said_before_the_work(
     with pytest.raises(InputError, match=message):
         mine(settings_of(workdir, **sections))
     assert not (workdir / "embeddings").exists()
+
+
+# Engines
+
+
+def test_engines_give_the_same_negatives_in_float32(finished: Any, settings_of: Settings, tmp_path: Path) -> None:
+    found = {}
+    for engine in ("torch", "onednn"):
+        workdir = tmp_path / engine
+        copy_stages(finished.workdir, workdir, "corpus", "anchors")
+        run = mine(settings_of(workdir, encoder={"engine": engine, "precision": "float32", "device": "cpu"}))
+        assert run.facts["encoded"]["engine"] == engine
+        found[engine] = rows_of(workdir)
+    assert run.facts["probe"]["max_error"] < 1e-4
+    assert run.facts["probe"]["band_changed_share"] == 0
+    assert len(found["torch"]) == len(found["onednn"])
+    for one, other in zip(found["torch"], found["onednn"], strict=True):
+        for key, value in one.items():
+            # Mean and deviation come from what was stored, so their last digits are the engine's.
+            assert other[key] == (pytest.approx(value, abs=1e-5) if isinstance(value, float) else value), key
+
+
+def test_an_engine_is_chosen_once(
+    finished: Any, settings_of: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured = {"torch": {"tweets_per_second": 100.0}, "onednn": {"tweets_per_second": 200.0}}
+    asked: list[list[str]] = []
+
+    def choose(load: Any, names: list[str], corpus: Any) -> Choice:
+        asked.append(names)
+        assert load("onednn").engine == "onednn"
+        return Choice(names[len(asked) % 2], measured)  # noise: onednn at first, torch if it is asked again
+
+    monkeypatch.setattr(pipeline, "choose_engine", choose)
+    workdir = tmp_path / "work"
+    shard = sorted((finished.workdir / "corpus" / "shards").glob("*.parquet"))[1]
+    pq.write_table(pq.read_table(shard).slice(0, 60), tmp_path / "tweets.parquet")
+    encoder = {"precision": "float32", "device": "cpu"}
+    values = settings_of(workdir, corpus={"uri": str(tmp_path / "tweets.parquet")}, encoder=encoder)
+
+    def embed(**changes: str) -> Run:
+        changed = values | {"encoder": values["encoder"] | changes}
+        run = Run(Config.model_validate(changed), InlineExecutor())
+        run_embed(run)
+        return run
+
+    embed()
+    assert asked == [["torch", "onednn"]]
+    assert read_json(workdir / "embeddings" / "stage.json")["settings"]["encoder.engine"] == "onednn"
+    manifest = read_json(workdir / "manifest.json")
+    assert manifest["encoder"]["engine"] == "onednn"
+    assert manifest["encoder"]["engines_measured"] == measured
+    again = embed()
+    assert (again.engine, again.seconds, len(asked)) == ("onednn", {}, 1)
+    assert read_json(workdir / "manifest.json")["encoder"] == manifest["encoder"]
+    # What is mined afterwards keeps to it.
+    looking = Run(Config.model_validate(values), InlineExecutor(), make=False)
+    assert looking.engine == "onednn"
+    assert finished_embeddings(looking).missing() == []
+    assert embed(engine="onednn").seconds == {}
+    with pytest.raises(InputError, match='encoder.engine was "onednn", is null'):
+        embed(engine="torch")
+    assert len(asked) == 1
+
+
+def test_what_was_made_before_keeps_its_engine(finished: Any, settings_of: Settings) -> None:
+    run = Run(Config.model_validate(settings_of(finished.workdir)), InlineExecutor(), make=False)
+    run.engine_choice = Choice("openvino", {})
+    assert (run.engine_before, run.engine) == ("torch", "torch")
+    other = Run(Config.model_validate(settings_of(finished.workdir, encoder={"max_length": 9})), InlineExecutor())
+    assert (other.engine_before, other.engine) == (None, "torch")
+
+
+def test_an_engine_that_cannot_is_said_before_the_work(settings_of: Settings, tmp_path: Path) -> None:
+    values = settings_of(tmp_path / "work", encoder={"engine": "onednn", "precision": "bfloat16", "device": "cpu"})
+    with pytest.raises(InputError, match=r"^encoder.engine: onednn .*encoder.precision: float32"):
+        mine(values)
+    with pytest.raises(InputError, match=r"^encoder.engine: onednn"):
+        run_embed(Run(Config.model_validate(values), InlineExecutor()))
+    with pytest.raises(InputError, match=r"^encoder.engine: onednn"):
+        check_mine(Config.model_validate(values))
+    assert not (tmp_path / "work").exists()
 
 
 # The contract of the files

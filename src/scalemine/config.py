@@ -102,6 +102,9 @@ class EncoderConfig(Section):
         "auto", description="auto: bfloat16 where the device computes in it, else float32"
     )
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    engine: Literal["auto", "torch", "onednn", "openvino"] = Field(
+        "auto", description="auto: the fastest that is installed, measured once on tweets of the corpus"
+    )
     batch_tokens: int | None = Field(None, ge=256, description="tokens of one batch; None: by the device")
     keep_embeddings: bool = Field(True, description="False: only the similarities to the anchors are stored")
 

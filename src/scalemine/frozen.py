@@ -7,7 +7,8 @@ from pathlib import Path
 from scalemine.config import Config
 from scalemine.executor import ShowProgress, StopSignals, make_executor, silent, threads_of_worker
 from scalemine.mining.embeddings import encode_corpus, encoder_loader
-from scalemine.models import encoder_settings
+from scalemine.mining.engines import check_engine
+from scalemine.models import device_name, encoder_settings
 from scalemine.training.family import Data
 from scalemine.training.multilabel.baseline_trainer import BaselineFamily, embedding_encoder, open_embeddings
 from scalemine.training.multilabel.examples import Examples
@@ -30,6 +31,7 @@ def embed_examples(
     """
     encoder = embedding_encoder(config)
     precision = encoder_settings(encoder)["encoder.precision"]
+    check_engine(encoder.engine, precision=precision, device=device_name(encoder.device))
     data = BaselineFamily().read(config, signals=signals, show=show)
     tested = [] if train_only else [*([data.dev] if data.dev else []), *data.tests.values()]
     every = [data.train, *tested]

@@ -255,4 +255,9 @@ def encoder_settings(config: EncoderConfig) -> dict[str, Any]:
         "encoder.max_length": config.max_length,
         "encoder.normaliser": config.normaliser,
         "encoder.precision": precision_name(config.precision, device_name(config.device)),
-    }
+    } | engine_settings(config.engine)
+
+
+def engine_settings(engine: str) -> dict[str, Any]:
+    """Return what an engine adds to what decides an embedding: nothing, if it is torch, or ``auto`` that stayed so."""
+    return {} if engine in ("auto", "torch") else {"encoder.engine": engine}

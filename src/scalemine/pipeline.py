@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from scalemine import scores
-from scalemine.config import SIGMA_BANDED, Config, InputError
+from scalemine.config import SIGMA_BANDED, Config, EncoderConfig, InputError
 from scalemine.corpus import Corpus, check_import, import_corpus, open_corpus
 from scalemine.decisions import Decision, read_decisions
 from scalemine.executor import Executor, InlineExecutor, ShowProgress, StopSignals, num_cores, silent, threads_of_worker
@@ -34,6 +34,8 @@ from scalemine.mining.anchors import Anchors, Positives, check_classes, make_anc
 from scalemine.mining.candidates import Scored, View
 from scalemine.mining.embeddings import Similarities, encode_corpus, encoder_loader, score_corpus, write_quarantine
 from scalemine.mining.encoder import Encoder, load_encoder
+from scalemine.mining.engine_choice import Choice, candidates, choose_engine
+from scalemine.mining.engines import check_engine
 from scalemine.mining.events import columns_of, near_event
 from scalemine.mining.mine import Mined, ScoredCorpus, check_precautions, mine, rows_wanted, texts_of
 from scalemine.mining.probe import Probe, load_probe, probe_size, store_probe
@@ -41,7 +43,7 @@ from scalemine.mining.sampling import fetch_rows, sample_corpus, sample_places
 from scalemine.mining.similarity import anchor_grid
 from scalemine.mining.strategies import kinds
 from scalemine.mining.waves import first_shards, waves
-from scalemine.models import encoder_settings, find_model, model_fingerprint
+from scalemine.models import device_name, encoder_settings, engine_settings, find_model, model_fingerprint
 from scalemine.shards import Embeddings
 from scalemine.store import Stage, Workdir, file_sha256, fingerprint, open_stage, read_json, write_json, write_whole
 from scalemine.throughput import Work
@@ -70,6 +72,7 @@ class Run:
     facts: dict[str, Any] = field(default_factory=dict)
     work: Work = field(default_factory=Work)
     warnings: list[str] = field(default_factory=list)
+    engine_choice: Choice | None = None
 
     @cached_property
     def workdir(self) -> Workdir:
@@ -82,16 +85,43 @@ class Run:
         return threads_of_worker(self.config.compute)
 
     @cached_property
+    def model_settings(self) -> dict[str, Any]:
+        """What decides an embedding, but for the engine."""
+        return encoder_settings(self.config.encoder.model_copy(update={"engine": "torch"}))
+
+    @property
     def settings(self) -> dict[str, Any]:
         """What decides an embedding."""
-        return encoder_settings(self.config.encoder)
+        return self.model_settings | engine_settings(self.engine)
+
+    @property
+    def engine(self) -> str:
+        """The engine that encodes the corpus: the one named, or that of what is there, or the one chosen, or torch."""
+        if self.config.encoder.engine != "auto":
+            return self.config.encoder.engine
+        chosen = self.engine_choice.engine if self.engine_choice else "torch"
+        return self.engine_before or chosen
+
+    @property
+    def engine_before(self) -> str | None:
+        """The engine of what the work directory holds, if that was made with the settings of now."""
+        for folder in (self.workdir.probe, self.workdir.embeddings, self.workdir.similarities):
+            if (folder / "stage.json").exists():
+                before = read_json(folder / "stage.json")["settings"]
+                if all(before.get(key) == value for key, value in self.model_settings.items()):
+                    return str(before.get("encoder.engine", "torch"))
+        return None
+
+    @property
+    def encoder_config(self) -> EncoderConfig:
+        """The encoder of the corpus, with its engine."""
+        return self.config.encoder.model_copy(update={"engine": self.engine})
 
     @cached_property
     def float32_encoder(self) -> Encoder:
-        """The encoder that decides: of anchors, and of what is selected."""
-        return load_encoder(
-            self.config.encoder, precision="float32", threads=self.config.compute.threads or num_cores()
-        )
+        """The encoder that decides, of one engine always: of anchors, and of what is selected."""
+        config = self.config.encoder.model_copy(update={"engine": "torch"})
+        return load_encoder(config, precision="float32", threads=self.config.compute.threads or num_cores())
 
     def encode_exactly(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the float32 embeddings of texts."""
@@ -139,8 +169,9 @@ def run_embed(run: Run) -> Embeddings:
     """Import and embed the corpus."""
     if not run.config.encoder.keep_embeddings:
         raise InputError("encoder.keep_embeddings is false, so there is nothing to embed for; use scalemine mine")
-    _ = run.settings  # a model that is not there is said before the work begins
+    _check_encoder(run)
     corpus = run_import(run)
+    _choose_engine(run, corpus)
     embeddings = _open_embeddings(run, corpus)
     _encode(run, embeddings, None)
     _sum_up(run, embeddings)
@@ -154,9 +185,8 @@ def run_mine(run: Run) -> pa.Table:
     sets.check_mix(config.sets.mix, list(kinds(config.mining)))
     positives, test = _read_positives(config)
     generators = [_generator(run, model) for model in config.mining.generators]
-    # A model that is not there is said before the work begins.
     for each in (run, *generators):
-        _ = each.settings
+        _check_encoder(each)
     _models_beside(config)
     check_precautions(config, positives, test)
     corpus = run_import(run)
@@ -201,9 +231,28 @@ def _generator(run: Run, model: str) -> Run:
     """Return the run of a further encoder: it shares the corpus, and keeps the rest in a folder of its own."""
     encoder = run.config.encoder.model_copy(update={"model": model, "revision": None, "max_length": None})
     workdir = run.workdir.generator(model)
-    return replace(
-        run, config=run.config.model_copy(update={"encoder": encoder, "workdir": workdir}), facts={}, work=Work()
-    )
+    config = run.config.model_copy(update={"encoder": encoder, "workdir": workdir})
+    return replace(run, config=config, facts={}, work=Work(), engine_choice=None)
+
+
+def _check_encoder(run: Run) -> None:
+    """Raise InputError before the work begins where the encoder or its engine is not there."""
+    device = device_name(run.config.encoder.device)
+    check_engine(run.engine, precision=run.settings["encoder.precision"], device=device)
+
+
+def _choose_engine(run: Run, corpus: Corpus) -> None:
+    """Find the fastest engine for the corpus, unless one is named or was taken before."""
+    if run.config.encoder.engine != "auto" or run.engine_before:
+        return
+    precision = run.model_settings["encoder.precision"]
+    names = candidates(precision, device_name(run.config.encoder.device))
+
+    def load(name: str) -> Encoder:
+        config = run.config.encoder.model_copy(update={"engine": name})
+        return load_encoder(config, precision=precision, threads=run.threads)
+
+    run.engine_choice = choose_engine(load, names, corpus)
 
 
 def _score_and_mine(
@@ -270,6 +319,7 @@ def _prepare(run: Run, corpus: Corpus, positives: Positives, wanted: dict[tuple[
         positives: Of training.
         wanted: How many negatives the bands are to give, to be forecast; None: nothing is forecast.
     """
+    _choose_engine(run, corpus)
     anchors, anchors_print = _anchors(run, positives)
     probe = _probe(run, corpus, anchors)
     if wanted is not None:
@@ -332,6 +382,9 @@ def check_mine(config: Config) -> None:
     sets.check_mix(config.sets.mix, list(kinds(config.mining)))
     positives, test = _read_positives(config)
     check_precautions(config, positives, test)
+    generators = [_generator(run, model) for model in config.mining.generators]
+    for each in (run, *generators):
+        _check_encoder(each)
     corpus = _check_corpus(run)
     anchors = _open_anchors(run)
     if corpus is None:
@@ -340,7 +393,7 @@ def check_mine(config: Config) -> None:
     if config.encoder.keep_embeddings:
         _open_embeddings(run, corpus)
     scored = [_open_similarities(run, corpus, anchors.fingerprint)]
-    for generator in (_generator(run, model) for model in config.mining.generators):
+    for generator in generators:
         scored.append(_open_similarities(generator, corpus, _open_anchors(generator).fingerprint))
     mined = _open_mined(run, scored, positives, test)
     _open_sets(run, mined, positives, test)
@@ -437,7 +490,7 @@ def _decisions(run: Run) -> dict[bytes, str]:
 
 
 def _open_anchors(run: Run) -> Stage:
-    settings = {key: value for key, value in run.settings.items() if key != "encoder.precision"}
+    settings = {key: value for key, value in run.model_settings.items() if key != "encoder.precision"}
     settings |= anchors_module.positives_settings(run.config.positives)
     inputs = {"positives": file_sha256(Path(run.config.positives.uri))}
     return run.open_stage(run.workdir.anchors, version=1, settings=settings, inputs=inputs)
@@ -469,7 +522,7 @@ def _probe(run: Run, corpus: Corpus, anchors: Anchors) -> Probe:
         with run.timed("probe"):
             size = probe_size(run.config.mining, corpus.num_rows)
             rows = sample_corpus(corpus, size, seed=run.config.seed, purpose="probe", executor=run.executor)
-            encoder = load_encoder(run.config.encoder, threads=run.config.compute.threads or num_cores())
+            encoder = load_encoder(run.encoder_config, threads=run.config.compute.threads or num_cores())
             store_probe(rows, encoder, run.float32_encoder, stage)
         probe = load_probe(stage)
         assert probe is not None
@@ -501,7 +554,7 @@ def _encode(
     rows = sum(shard.num_rows for shard in todo)
     with run.timed("embed"), run.show("embed", rows) as advance:
         precision = run.settings["encoder.precision"]
-        load = encoder_loader(run.config.encoder, precision=precision, threads=run.threads)
+        load = encoder_loader(run.encoder_config, precision=precision, threads=run.threads)
         work = encode_corpus(
             load, files.corpus, run.executor, embeddings=embeddings, scoring=scoring, on_rows=advance,
             measure_peak=rows >= MIN_ROWS_FOR_PEAK,
@@ -520,6 +573,7 @@ def _sum_up(run: Run, files: Embeddings | Similarities) -> None:
     totals: dict[str, Any] = {key: sum(facts[key] for facts in every) for key in ("distinct", "tokens", "cut")}
     totals |= {"rows": files.corpus.num_rows, "quarantined": num_quarantined}
     totals |= {key: ", ".join(sorted({facts[key] for facts in every})) for key in ("precision", "device")}
+    totals["engine"] = ", ".join(sorted({facts.get("engine", "torch") for facts in every}))
     totals["max_length"] = max(facts["max_length"] for facts in every)
     run.facts["encoded"] = totals
     if totals["cut"]:
@@ -619,6 +673,8 @@ def write_manifest(run: Run, corpus: Corpus) -> None:
         "dim": probe.get("dim"),
         "precision": encoded.get("precision"),
         "device": encoded.get("device"),
+        "engine": encoded.get("engine"),
+        "engines_measured": (run.engine_choice and run.engine_choice.measured) or None,
         "max_length": encoded.get("max_length"),
         "threads": run.threads,
         "max_error": probe.get("max_error"),

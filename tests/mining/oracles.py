@@ -92,6 +92,7 @@ class FakeEncoder:
     max_length = 64
     precision = "float32"
     device = machine = "cpu"
+    engine = "torch"
 
     def __init__(self, notes: Path, poison: tuple[str, ...] = (), most_texts: int | None = None) -> None:
         self.notes, self.poison, self.most_texts = notes, poison, most_texts

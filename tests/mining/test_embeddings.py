@@ -82,6 +82,7 @@ def test_copies_are_encoded_once_per_shard(corpus, files, notes):
         assert facts["tokens"] == sum(len(text) for text in texts)
         assert facts["cut"] == sum("long" in text for text in texts)
         assert (facts["precision"], facts["device"], facts["quarantined"]) == ("float32", "cpu", [])
+        assert facts["engine"] == "torch"
     # Exact copies share a shard, so only their variants are met again.
     assert len(oracles.noted(notes)) <= len(set(TEXTS))
 

@@ -13,6 +13,7 @@ from scalemine import models
 from scalemine.config import EncoderConfig, InputError
 from scalemine.mining import encoder as module
 from scalemine.mining.encoder import MIN_BATCH_TOKENS, load_encoder
+from scalemine.mining.engines import is_installed
 from scalemine.models import find_model
 
 TEXTS = [
@@ -45,15 +46,21 @@ def folder():
     return find_model(config().model)
 
 
-@pytest.fixture(scope="module", params=["float32", "bfloat16"])
+@pytest.fixture(
+    scope="module",
+    params=["torch float32", "onednn float32", "openvino float32", "torch bfloat16", "openvino bfloat16"],
+)
 def pair(request):
-    """One encoder with one thread, one with two and other batches."""
+    """One encoder with one thread, one with two and other batches; of each engine."""
+    engine, precision = request.param.split()
     has_bfloat16 = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    if request.param == "bfloat16" and not has_bfloat16:
+    if precision == "bfloat16" and not has_bfloat16:
         pytest.skip("this processor does not compute in bfloat16")
-    one = load_encoder(config(precision=request.param), threads=1)
-    two = load_encoder(config(precision=request.param, batch_tokens=1_024), threads=2)
-    assert one.precision == two.precision == request.param
+    if not is_installed(engine):
+        pytest.skip(f"{engine} is not installed")
+    one = load_encoder(config(engine=engine, precision=precision), threads=1)
+    two = load_encoder(config(engine=engine, precision=precision, batch_tokens=1_024), threads=2)
+    assert (one.engine, one.precision) == (two.engine, two.precision) == (engine, precision)
     return one, two
 
 
@@ -94,9 +101,11 @@ def test_same_text_same_bits(pair):
     assert np.array_equal(two.encode_texts(TEXTS[1:2]), whole[1:2])
 
 
-def test_bfloat16_is_near_float32(encoder, pair):
-    whole = encoder.encode_texts(TEXTS)
-    assert (pair[0].encode_texts(TEXTS) * whole).sum(axis=1) == pytest.approx(1, abs=2e-3)
+def test_engines_are_near_torch_in_float32(encoder, pair):
+    whole, found = encoder.encode_texts(TEXTS), pair[0].encode_texts(TEXTS)
+    if pair[0].precision == "float32":
+        assert np.abs(found - whole).max() < 2e-6
+    assert (found * whole).sum(axis=1) == pytest.approx(1, abs=2e-3)
 
 
 def test_no_texts(encoder):
@@ -144,13 +153,13 @@ def test_max_length_beyond_the_model():
 
 def test_small_batches_are_filled_up(encoder, monkeypatch):
     sizes = []
-    forward = encoder._transformer.forward
+    compute = encoder._engine.hidden_states
 
-    def spy(*args, **rest):
-        sizes.append(rest["input_ids"].numel())
-        return forward(*args, **rest)
+    def spy(input_ids_BL):
+        sizes.append(input_ids_BL.numel())
+        return compute(input_ids_BL)
 
-    monkeypatch.setattr(encoder._transformer, "forward", spy)
+    monkeypatch.setattr(encoder._engine, "hidden_states", spy)
     encoder.encode_texts(TEXTS)
     assert sizes
     assert min(sizes) >= MIN_BATCH_TOKENS

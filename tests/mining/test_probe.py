@@ -16,8 +16,8 @@ DIM = 32
 class FakeEncoder:
     """Unit vectors from the text's number; a low-precision one is off by a known turn towards one axis."""
 
-    def __init__(self, precision: str, tilt: float = 0.0) -> None:
-        self.precision, self.tilt, self.encoded = precision, tilt, 0
+    def __init__(self, precision: str, tilt: float = 0.0, engine: str = "torch") -> None:
+        self.precision, self.tilt, self.engine, self.encoded = precision, tilt, engine, 0
 
     def encode_texts(self, texts):
         self.encoded += len(texts)
@@ -59,6 +59,12 @@ def test_float32_needs_no_audit(tmp_path, anchors):
     assert probe.max_error(anchors) == 0
     assert probe.margin(anchors) == MIN_MARGIN
     assert probe.band_changed_share(anchors, "both") == 0
+
+
+def test_another_engine_is_audited_in_float32_too(tmp_path, anchors):
+    probe, exact = stored(tmp_path, FakeEncoder("float32", tilt=0.05, engine="onednn"), num_rows=50)
+    assert exact.encoded == 50
+    assert probe.max_error(anchors) > 0
 
 
 def test_fewer_rows_than_the_audit_wants(tmp_path, anchors):

@@ -42,7 +42,7 @@ from scalemine.throughput import Effort, Work
 logger = logging.getLogger(__name__)
 
 # What a manifest says of how a shard was encoded; the similarities keep it, also when the embeddings are not kept.
-ENCODED_FACTS = ("distinct", "tokens", "cut", "max_length", "precision", "device", "quarantined")
+ENCODED_FACTS = ("distinct", "tokens", "cut", "max_length", "precision", "device", "engine", "quarantined")
 
 LoadEncoder = Callable[[], Encoder]
 
@@ -107,6 +107,7 @@ class ShardEncoder:
             "max_length": self._encoder.max_length,
             "precision": self._encoder.precision,
             "device": self._encoder.device,
+            "engine": self._encoder.engine,
             "quarantined": [{"row": row, "id": table["id"][row].as_py(), "error": error} for row, error in job.skip],
         }
         if self._scoring:
@@ -135,7 +136,7 @@ class ShardScorer:
         scored = score(table["id"], vectors_ND, valid_N, self._grid_KD)
         embedded = self._embeddings.facts(job.shard)
         assert embedded is not None
-        facts = {key: embedded[key] for key in ENCODED_FACTS}
+        facts = {key: embedded[key] for key in ENCODED_FACTS if key in embedded}  # an older one names no engine
         self._similarities.write(job.shard, scored, **facts, seconds=time.monotonic() - started)
         return facts
 

@@ -23,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 
 from scalemine.config import EncoderConfig, InputError
+from scalemine.mining.engines import load_engine
 from scalemine.models import (
     device_name,
     find_model,
@@ -63,21 +64,22 @@ class Encoder:
     """A sentence-transformers model behind two verbs: ``tokenise`` in any thread, ``encode`` in one of its own."""
 
     def __init__(self, model: Any, *, config: EncoderConfig, precision: str, device: str, threads: int) -> None:  # noqa: ANN401
-        self._transformer = model[0].auto_model
+        self._engine = load_engine(
+            config.engine, model[0].auto_model, precision=precision, device=device, threads=threads
+        )
         self._head = list(model.children())[1:]
         self._tokenizer = model.tokenizer
         self._tokenizer_lock = threading.Lock()  # cutting is a state of the tokeniser
         self._prompt = model.prompts.get(model.default_prompt_name, "") if model.default_prompt_name else ""
         self._lower_case = bool(getattr(model[0], "do_lower_case", False))
         self._normalise: Callable[[str], str] = normaliser(config.normaliser)
-        self._device = torch.device(device)
-        self._dtype = getattr(torch, precision)
+        self._device = self._engine.device
         self._threads = threads
         self._batch_tokens = config.batch_tokens or BATCH_TOKENS[self._device.type]
+        self.engine, self.fidelity = self._engine.name, self._engine.fidelity
         self.precision = precision
         self.device = device
         self.max_length = _max_length(model, config)
-        self._transformer.to(self._device, self._dtype)
         for module in self._head:
             module.to(self._device, torch.float32)
         # A thread of its own: the threads that a tensor library starts for a calling thread then stay the same ones.
@@ -174,12 +176,10 @@ class Encoder:
         input_ids_BL = torch.tensor(ids * _num_copies(num_rows, length), dtype=torch.long)
         if self._device.type == "cuda":
             input_ids_BL = input_ids_BL.pin_memory().to(self._device, non_blocking=True)
-        attention_mask_BL = torch.ones_like(input_ids_BL)
-        hidden = self._transformer(input_ids=input_ids_BL, attention_mask=attention_mask_BL)
         # Only the transformer runs in low precision; pooling and what follows are float32.
         features: dict[str, Any] = {
-            "token_embeddings": hidden.last_hidden_state.float(),
-            "attention_mask": attention_mask_BL,
+            "token_embeddings": self._engine.hidden_states(input_ids_BL),
+            "attention_mask": torch.ones_like(input_ids_BL),
         }
         features["cls_token_embeddings"] = features["token_embeddings"][:, 0]
         for module in self._head:

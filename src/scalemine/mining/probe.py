@@ -38,7 +38,8 @@ class Probe:
 
     Args:
         vectors_PD: Embeddings as the corpus's.
-        exact_AD: Embeddings of the first rows in float32 (stored as float16); none where the corpus's are float32.
+        exact_AD: Embeddings of the first rows by torch in float32 (stored as float16); none where that is what the
+            corpus's are.
     """
 
     vectors_PD: NDArray[np.float16]
@@ -89,7 +90,8 @@ def store_probe(rows: Sequence[Row], encoder: Encoder, exact_encoder: Encoder, s
     texts = [row.text for row in rows]
     vectors_PD = encoder.encode_texts(texts).astype(np.float16)
     exact_PD = np.zeros_like(vectors_PD)
-    num_audited = 0 if encoder.precision == "float32" else min(AUDIT_ROWS, len(rows))
+    is_exact = (encoder.precision, encoder.engine) == (exact_encoder.precision, exact_encoder.engine)
+    num_audited = 0 if is_exact else min(AUDIT_ROWS, len(rows))
     if num_audited:
         exact_PD[:num_audited] = exact_encoder.encode_texts(texts[:num_audited])
     columns = {name: [getattr(row, name) for row in rows] for name in ("shard", "row", "id")}

@@ -55,6 +55,7 @@ _ENCODER_LABELS = {
     "dim": "Dimensions of an embedding",
     "precision": "Precision",
     "device": "Device",
+    "engine": "Engine",
     "max_length": "Longest text, in tokens",
     "threads": "Threads",
     "max_error": "Largest error of S_an from this precision",
