@@ -30,7 +30,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -452,7 +452,9 @@ class Simulated:
     capacity: float
 
 
-def simulate(sizes: Sequence[int], workers: int, costs: Costs, *, slow: float = 0.0, seed: int = 0) -> Simulated:
+def simulate(
+    sizes: Sequence[int], workers: int, costs: Costs, *, slow: float = 0.0, before: bool = False, seed: int = 0
+) -> Simulated:
     """Deal shards to workers as the executor does, and return how long that takes.
 
     A worker holds up to two shards and computes one after the other; what is computed goes to the disk, then to the
@@ -463,6 +465,7 @@ def simulate(sizes: Sequence[int], workers: int, costs: Costs, *, slow: float = 
         workers: How many.
         costs: What takes how long.
         slow: Share of the workers that are half as fast.
+        before: A worker is always dealt its second shard, as it was before.
         seed: Of the shards' draws.
     """
     chance = np.random.default_rng(seed)
@@ -485,7 +488,7 @@ def simulate(sizes: Sequence[int], workers: int, costs: Costs, *, slow: float = 
 
     for load in range(IN_FLIGHT):
         for worker in range(pool):
-            if todo and (load == 0 or may_hand_out_ahead(len(todo), pool)):
+            if todo and (load == 0 or before or may_hand_out_ahead(len(todo), pool)):
                 driver_free += per_shard
                 deal(worker)
     while events:
@@ -497,7 +500,9 @@ def simulate(sizes: Sequence[int], workers: int, costs: Costs, *, slow: float = 
             continue
         driver_free = max(driver_free, now) + per_shard
         held[worker] -= 1
-        while todo and held[worker] < IN_FLIGHT and (held[worker] == 0 or may_hand_out_ahead(len(todo), pool)):
+        while (
+            todo and held[worker] < IN_FLIGHT and (held[worker] == 0 or before or may_hand_out_ahead(len(todo), pool))
+        ):
             deal(worker)
     end = driver_free + costs.after * len(sizes)
     waited = sum(end - moment for moment in free) + (workers - pool) * end
@@ -546,15 +551,17 @@ def compare(measured: Measured, costs: Costs, corpus: Corpus) -> None:
         print(f"workers: {workers}, simulated {found:.2f} s, measured {measured.seconds(workers):.2f} s")
 
 
-def row(sizes: Sequence[int], workers: int, costs: Costs, slow: float) -> str:
+def row(num_rows: int, workers: int, costs: Costs, slow: float, before: bool) -> str:
     """Return a row of the table: what so many workers make of a corpus, and what they lose to what."""
-    found = simulate(sizes, workers, costs, slow=slow)
+    sizes = shard_sizes(num_rows, before)
+    run = partial(simulate, sizes, workers, slow=slow, before=before)
+    found = run(costs)
     efficiency = simulate(sizes, 1, costs).seconds / found.capacity / found.seconds
     without = {
         "driver": replace(costs, driver_seconds={1: 0.0}, before=0.0, after=0.0),
         "disk": replace(costs, row_bytes=0.0, commit_seconds=0.0),
     }
-    lost = {name: 1 - simulate(sizes, workers, one, slow=slow).seconds / found.seconds for name, one in without.items()}
+    lost = {name: 1 - run(one).seconds / found.seconds for name, one in without.items()}
     lost["last shards"] = found.idle_at_end
     most = max(lost, key=lambda name: lost[name])
     shares = [
@@ -576,12 +583,13 @@ def report_simulation(costs: Costs, speed: float) -> None:
         ("workers of one thread, as measured", costs, 0.0, False),
         ("the same, and one of eight half as fast", costs, 1 / 8, False),
         (f"workers {speed:g} times as fast (assumed: a GPU)", fast, 0.0, False),
-        ("workers of one thread, all shards but the last one equal (as they were cut before)", costs, 0.0, True),
+        ("workers of one thread, equal shards, each always dealt two (as it was before)", costs, 0.0, True),
+        ("the same, and one of eight half as fast", costs, 1 / 8, True),
     ):
         print(f"\nSimulated: {title}\n\n| {' | '.join(HEAD)} |\n|{'---|' * len(HEAD)}")
         for num_rows in (LARGE, REAL):
             for workers in WORKERS:
-                print(row(shard_sizes(num_rows, before), workers, one, slow))
+                print(row(num_rows, workers, one, slow, before))
 
 
 def encoder_config(model: str) -> EncoderConfig:
