@@ -99,7 +99,10 @@ def check(corpus: Corpus, rows_per_shard: int = 16_384) -> None:
     copies = Counter(row["text"] for row in rows(corpus))
     assert all(len(shards) == 1 for text, shards in shards_of_text.items() if copies[text] <= rows_per_shard)
     assert all(shard.num_rows <= 2 * rows_per_shard for shard in corpus.shards)
-    assert all(shard.num_rows >= rows_per_shard for shard in corpus.shards[:-1])
+    left = corpus.num_rows
+    for shard in corpus.shards[:-1]:
+        assert shard.num_rows >= min(rows_per_shard, max(4_096, left // 16))
+        left -= shard.num_rows
     assert len(runs) == len(set(runs)), "copies of a text lie apart"
     assert counts["copies"] == corpus.num_rows - len(shards_of_text)
     names = {path.name for path in corpus.folder.iterdir()}
@@ -233,7 +236,23 @@ def test_rows_come_through_many_batches_in_order(tmp_path):
     corpus = make(tmp_path, tweets, rows_per_shard=20_000)
     check(corpus, 20_000)
     assert ids(corpus) == [str(number) for number in (0, 49_999, *range(1, 49_999))]
-    assert [shard.num_rows for shard in corpus.shards] == [20_000, 20_000, 10_000]
+    assert [shard.num_rows for shard in corpus.shards] == [4_096] * 12 + [848]
+
+
+@pytest.mark.parametrize("rows_per_shard", [1_000, 5_000, 7_000])
+def test_shards_become_smaller_towards_the_end(tmp_path, rows_per_shard):
+    tweets = [{"id": number, "text": f"text {number}"} for number in range(120_000)]
+    corpus = make(tmp_path, tweets, rows_per_shard=rows_per_shard)
+    check(corpus, rows_per_shard)
+    sizes = [shard.num_rows for shard in corpus.shards]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == rows_per_shard
+    # Eight workers that each take the next shard when they are free: the last one ends soon after the first.
+    ends = [0] * 8
+    for size in sizes:
+        ends[ends.index(min(ends))] += size
+    assert max(ends) - min(ends) <= min(rows_per_shard, 4_096)
+    assert min(sizes[:-1]) == min(rows_per_shard, 4_096)
 
 
 @pytest.mark.parametrize("seed", range(5))

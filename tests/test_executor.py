@@ -25,6 +25,7 @@ from scalemine.executor import (
     _private_token,
     every,
     make_executor,
+    may_hand_out_ahead,
     threads_of_worker,
 )
 
@@ -200,6 +201,29 @@ def test_one_item_at_a_time_where_that_is_wanted(executor: Executor, tmp_path: P
     assert sorted(outcomes) == list(range(8))
     assert {outcome.error for outcome in outcomes.values()} == {None}
     assert all(outcome.result for outcome in outcomes.values())
+
+
+def test_last_item_is_kept_for_whoever_is_free_first(ray_executor: Executor, tmp_path: Path) -> None:
+    def make_worker() -> Worker:
+        def work(item: int) -> int:
+            until = time.monotonic() + 30
+            while item == 0 and not (tmp_path / "2").exists() and time.monotonic() < until:
+                time.sleep(0.01)
+            (tmp_path / str(item)).touch()
+            return os.getpid()
+
+        return work
+
+    found = by_item(ray_executor.map(make_worker, range(3)))
+    processes = {item: outcome.result for item, outcome in found.items()}
+    assert processes[2] == processes[1] != processes[0]
+
+
+@pytest.mark.parametrize(
+    ("num_left", "num_members", "expected"), [(1, 1, True), (2, 2, False), (3, 2, True), (1, 512, False)]
+)
+def test_second_item_is_handed_out_while_enough_are_left(num_left: int, num_members: int, expected: bool) -> None:
+    assert may_hand_out_ahead(num_left, num_members) == expected
 
 
 def test_worker_that_cannot_be_set_up_inline() -> None:

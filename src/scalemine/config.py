@@ -59,7 +59,10 @@ class CorpusConfig(Section):
     )
     keep: tuple[str, ...] = Field((), description="further columns to carry along, as text")
     rows_per_shard: int = Field(
-        16_384, ge=1, le=1_000_000, description="rows of one shard, the unit of work; at most twice as many"
+        16_384,
+        ge=1,
+        le=1_000_000,
+        description="rows of one shard, the unit of work; at most twice as many, the last ones smaller",
     )
     max_text_chars: int = Field(10_000, ge=1, description="longer texts are rejected")
     max_record_bytes: int = Field(4_194_304, ge=1_024, description="longer lines are rejected unread")

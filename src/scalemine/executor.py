@@ -296,6 +296,11 @@ class RayExecutor:
             self._ray.kill(self._idle.pop())
 
 
+def may_hand_out_ahead(num_left: int, num_members: int) -> bool:
+    """Return whether an actor that has an item is given its second, with so many not handed out."""
+    return num_members == 1 or num_left > num_members
+
+
 class _Pool:
     """The actors of one map; one that dies is replaced, and what it did comes back as failed."""
 
@@ -321,9 +326,15 @@ class _Pool:
         return member
 
     def submit(self, todo: deque[_Attempt[Any]]) -> None:
-        """Hand out items from the left: each actor gets one before any gets its second."""
+        """Hand out items from the left: each actor gets one before any gets its second.
+
+        The last items are kept for whoever is free first: a second would wait behind its first, maybe on a slow node,
+        while others have nothing to do.
+        """
         for load in range(self._in_flight):
             for member in self._members:
+                if load and not may_hand_out_ahead(len(todo), len(self._members)):
+                    return
                 is_free = member.is_ready and len(member.running) <= load
                 if todo and is_free and member.has_room(todo[0], self._in_flight):
                     attempt = todo.popleft()
