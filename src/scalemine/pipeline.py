@@ -341,7 +341,9 @@ def _score(run: Run, prepared: ScoredCorpus, part: Corpus) -> ScoredCorpus:
     _encode(run, embeddings or scored, (scored, grid_KD))
     if embeddings and scored.missing():
         with run.timed("similarities"):
-            score_corpus(embeddings, scored, grid_KD, run.executor)
+            run.facts["band_pass"] = score_corpus(
+                embeddings, scored, grid_KD, run.executor, workers=run.config.compute.workers, threads=run.threads
+            )
     return replace(prepared, view=replace(view, similarities=scored, embeddings=embeddings))
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+import time
 from functools import partial
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 from mining import oracles
 from scalemine.config import EncoderConfig
 from scalemine.executor import InlineExecutor
+from scalemine.mining import bandpass
 from scalemine.mining import embeddings as module
+from scalemine.mining.bandpass import BandPass
 from scalemine.mining.embeddings import (
     ShardEncoder,
     Similarities,
@@ -256,6 +259,38 @@ def test_scoring_while_encoding_equals_scoring_embeddings(corpus, files, scored,
         assert np.array_equal(steps[valid], similarities(np.array(vectors), GRID)[valid])
     quarantine = tmp_path / "quarantine.parquet"
     assert write_quarantine(alone, quarantine) == write_quarantine(files, quarantine)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_tuned_and_compiled_scoring_writes_the_same(corpus, files, scored, notes, tmp_path, monkeypatch, threads):
+    encode(corpus, files, notes, poison=POISON)
+    plain = score_corpus(files, scored, GRID, InlineExecutor())
+    assert plain["bytes_per_second"] > 0
+    assert plain["share_of_read"] is None  # not worth measuring
+    monkeypatch.setattr(bandpass, "MIN_ROWS_TO_TUNE", 0)
+    monkeypatch.setattr(bandpass, "MIN_COORDINATES_TO_COMPILE", 0)
+    tuned = Similarities(oracles.make_stage(tmp_path / "tuned"), corpus)
+    assert score_corpus(files, tuned, GRID, InlineExecutor(), threads=threads)["share_of_read"] > 0
+    for shard in corpus.shards:
+        assert tuned.read(shard).equals(scored.read(shard))
+
+
+def test_no_more_shards_are_computed_at_a_time_than_threads(corpus, files, scored, notes, monkeypatch):
+    encode(corpus, files, notes)
+    running, most = [], []
+
+    class Slow(BandPass):
+        def __call__(self, vectors):
+            running.append(None)
+            most.append(len(running))
+            time.sleep(0.01)
+            running.pop()
+            return super().__call__(vectors)
+
+    monkeypatch.setattr(module, "BandPass", Slow)
+    score_corpus(files, scored, GRID, InlineExecutor(), threads=1)
+    assert len(most) == len(corpus.shards)
+    assert max(most) == 1
 
 
 def test_score_corpus_does_only_what_is_missing(corpus, files, scored, notes):

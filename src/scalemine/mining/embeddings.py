@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from numpy.typing import NDArray
 from scalemine.config import EncoderConfig
 from scalemine.corpus import Corpus, Shard
 from scalemine.executor import Executor, Outcome
+from scalemine.mining import bandpass
+from scalemine.mining.bandpass import BandPass, Passed
 from scalemine.mining.encoder import Encoder, load_encoder
 from scalemine.mining.sampling import row_keys
 from scalemine.mining.similarity import similarities
@@ -122,30 +125,54 @@ class ShardEncoder:
 
 
 class ShardScorer:
-    """The worker that reads the embeddings of a shard and writes its similarities."""
+    """The worker that reads the embeddings of a shard and writes its similarities.
 
-    def __init__(self, embeddings: Embeddings, similarities: Similarities, grid_KD: NDArray[np.float32]) -> None:
-        torch.set_num_threads(1)  # a worker goes through two shards at a time
-        self._embeddings, self._similarities, self._grid_KD = embeddings, similarities, grid_KD
+    Args:
+        embeddings: What is read.
+        similarities: What is written.
+        grid_KD: The anchors.
+        num_rows: About how many rows this worker will see.
+        threads: Shards that are computed at a time, each by one thread.
+    """
 
-    def __call__(self, job: ShardJob) -> dict[str, Any]:
-        """Score one shard."""
+    def __init__(
+        self,
+        embeddings: Embeddings,
+        similarities: Similarities,
+        grid_KD: NDArray[np.float32],
+        num_rows: int,
+        threads: int,
+    ) -> None:
+        torch.set_num_threads(1)
+        self._embeddings, self._similarities = embeddings, similarities
+        self._band_pass = BandPass(grid_KD, num_rows)
+        # A worker goes through two shards at a time, also on one core.
+        self._cores = threading.Semaphore(threads)
+
+    def __call__(self, job: ShardJob) -> Passed:
+        """Score one shard; return what the pass over its embeddings took."""
         started = time.monotonic()
         table = self._embeddings.read(job.shard)
         vectors_ND, valid_N = matrix(table["vector"])
-        scored = score(table["id"], vectors_ND, valid_N, self._grid_KD)
+        with self._cores:
+            steps_NK, passed = self._band_pass(vectors_ND)
         embedded = self._embeddings.facts(job.shard)
         assert embedded is not None
         facts = {key: embedded[key] for key in ENCODED_FACTS if key in embedded}  # an older one names no engine
+        scored = similarity_table(table["id"], steps_NK, valid_N)
         self._similarities.write(job.shard, scored, **facts, seconds=time.monotonic() - started)
-        return facts
+        return passed
 
 
 def score(
     ids: pa.ChunkedArray, vectors_ND: NDArray[np.float16], valid_N: NDArray[np.bool_], grid_KD: NDArray[np.float32]
 ) -> pa.Table:
+    """Return the similarity table of a shard's embeddings."""
+    return similarity_table(ids, similarities(vectors_ND, grid_KD), valid_N)
+
+
+def similarity_table(ids: pa.ChunkedArray, steps_NK: NDArray[np.int16], valid_N: NDArray[np.bool_]) -> pa.Table:
     """Return the similarity table of a shard: key and steps."""
-    steps_NK = similarities(vectors_ND, grid_KD)
     return pa.table({"key": row_keys(ids.to_pylist()), "steps": matrix_column(steps_NK, valid_N)})
 
 
@@ -232,13 +259,49 @@ def _find_poison(
 
 
 def score_corpus(
-    embeddings: Embeddings, scored: Similarities, grid_KD: NDArray[np.float32], executor: Executor
-) -> None:
-    """Compute the similarities of the shards that have none, from their embeddings."""
-    worker = partial(ShardScorer, embeddings, scored, grid_KD)
-    failures = run_shards(executor, worker, [ShardJob(shard) for shard in scored.missing()], None)
+    embeddings: Embeddings,
+    scored: Similarities,
+    grid_KD: NDArray[np.float32],
+    executor: Executor,
+    *,
+    workers: int = 1,
+    threads: int = 1,
+) -> dict[str, Any]:
+    """Compute the similarities of the shards that have none, from their embeddings.
+
+    Args:
+        embeddings: What is read.
+        scored: What is written.
+        grid_KD: The anchors.
+        executor: Where.
+        workers: That share the work.
+        threads: Of each worker.
+
+    Returns:
+        How fast the embeddings were read, as `bandpass.describe` says it.
+
+    Raises:
+        RuntimeError: A shard cannot be scored.
+    """
+    missing, passed = scored.missing(), []
+
+    def collect(outcome: Outcome[ShardJob, Passed]) -> None:
+        if outcome.result:
+            passed.append(outcome.result)
+
+    rows_of_worker = sum(shard.num_rows for shard in missing) // workers
+    worker = partial(ShardScorer, embeddings, scored, grid_KD, rows_of_worker, threads)
+    failures = run_shards(executor, worker, [ShardJob(shard) for shard in missing], None, collect)
     if failures:
         raise RuntimeError(f"shard {failures[0][0].shard.name} cannot be scored:\n{failures[0][1]}")
+    facts = bandpass.describe(passed)
+    if facts["share_of_read"]:
+        logger.info(
+            "band pass: %.1f GB/s of embeddings per thread, %.0f %% of a plain read",
+            facts["bytes_per_second"] / 1e9,
+            100 * facts["share_of_read"],
+        )
+    return facts
 
 
 def write_quarantine(files: ShardFiles, path: Path) -> int:
