@@ -218,13 +218,13 @@ def test_folder_whose_head_is_a_pickle(copied, folder):
 
 def test_tokens_that_go_through_the_model(encoder, monkeypatch):
     seen = []
-    run = encoder._transformer.forward
+    run = encoder._engine._transformer.forward
 
     def forward(input_ids, **rest):
         seen.append(input_ids.numel())
         return run(input_ids=input_ids, **rest)
 
-    monkeypatch.setattr(encoder._transformer, "forward", forward)
+    monkeypatch.setattr(encoder._engine._transformer, "forward", forward)
     for texts in (TEXTS, ["a"], TEXTS * 40, []):
         seen.clear()
         tokens = encoder.tokenise(texts)
@@ -234,7 +234,7 @@ def test_tokens_that_go_through_the_model(encoder, monkeypatch):
 
 def test_operations_are_those_of_the_layers(encoder):
     # A BERT layer: query, key, value and output are hidden x hidden; two more are hidden x intermediate.
-    of = encoder._transformer.config
+    of = encoder._engine._transformer.config
     parameters = of.num_hidden_layers * (4 * of.hidden_size**2 + 2 * of.hidden_size * of.intermediate_size)
     for text in ("a", TEXTS[0]):
         tokens = encoder.tokenise([text])

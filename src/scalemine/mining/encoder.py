@@ -8,12 +8,11 @@ Shapes: N texts, L tokens of a sentence, D dimensions.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +44,8 @@ BATCH_TOKENS = {"cpu": 4_096, "cuda": 65_536}
 # Of the products that the peak is measured with: rows of square matrices, and how long.
 PEAK_ROWS = {"cpu": 1_024, "cuda": 8_192}
 PEAK_SECONDS = 1.0
+# Of the sentence that operations are counted with.
+SENTENCE_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,7 @@ class Encoder:
     """A sentence-transformers model behind two verbs: ``tokenise`` in any thread, ``encode`` in one of its own."""
 
     def __init__(self, model: Any, *, config: EncoderConfig, precision: str, device: str, threads: int) -> None:  # noqa: ANN401
+        self._num_flops = _flops_of(model[0].auto_model)
         self._engine = load_engine(
             config.engine, model[0].auto_model, precision=precision, device=device, threads=threads
         )
@@ -86,10 +88,7 @@ class Encoder:
         self._model_thread = ThreadPoolExecutor(
             1, thread_name_prefix="model", initializer=torch.set_num_threads, initargs=(threads,)
         )
-        with _counted_products(self._transformer) as products:
-            tokens = self.tokenise(["a"])
-            self.dim = int(self.encode(tokens).shape[1])
-        self._parameters = sum(products) / self.num_padded(tokens)
+        self.dim = int(self.encode(self.tokenise(["a"])).shape[1])
 
     def normalise(self, text: str) -> str:
         """Return the text as the encoder reads it."""
@@ -131,14 +130,8 @@ class Encoder:
         return sum(_num_copies(num_rows, length) * num_rows * length for num_rows, length in batches)
 
     def num_flops(self, tokens: Tokens) -> float:
-        """Return the floating-point operations that the texts need: two per parameter and token, and the attention's.
-
-        Source: Narayanan et al. (2021), "Efficient large-scale language model training on GPU clusters", appendix; of
-        the forward pass alone.
-        """
-        config = self._transformer.config
-        attention = 4 * config.num_hidden_layers * config.hidden_size
-        return float(sum(len(ids) * (2 * self._parameters + attention * len(ids)) for ids in tokens.ids))
+        """Return the floating-point operations that the texts need."""
+        return float(sum(self._num_flops(len(ids)) for ids in tokens.ids))
 
     def measure_peak(self) -> float:
         """Return how many floating-point operations per second large matrix products reach here, as the model runs."""
@@ -193,21 +186,29 @@ def _num_copies(num_rows: int, length: int) -> int:
     return -(-MIN_BATCH_TOKENS // (num_rows * length))
 
 
-@contextlib.contextmanager
-def _counted_products(model: torch.nn.Module) -> Iterator[list[int]]:
-    """While entered, note for each call of a linear layer the rows times the parameters that it multiplies."""
+@torch.inference_mode()
+def _flops_of(transformer: Any) -> Callable[[int], float]:  # noqa: ANN401  of Hugging Face, with a config
+    """Return the floating-point operations of a text by its tokens: two per parameter and token, and the attention's.
+
+    The parameters are those of the linear layers, each as often as a token of a sentence goes through it.
+
+    Source: Narayanan et al. (2021), "Efficient large-scale language model training on GPU clusters", appendix; of the
+    forward pass alone.
+    """
     products: list[int] = []
 
     def note(layer: torch.nn.Linear, inputs: tuple[torch.Tensor, ...], _output: torch.Tensor) -> None:
         products.append(inputs[0].shape[:-1].numel() * layer.weight.numel())
 
-    linear = [layer for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+    linear = [layer for layer in transformer.modules() if isinstance(layer, torch.nn.Linear)]
     hooks = [layer.register_forward_hook(note) for layer in linear]
-    try:
-        yield products
-    finally:
-        for hook in hooks:
-            hook.remove()
+    sentence_BL = torch.ones((1, min(SENTENCE_TOKENS, max_positions(transformer))), dtype=torch.long)
+    transformer(input_ids=sentence_BL, attention_mask=sentence_BL)
+    for hook in hooks:
+        hook.remove()
+    per_token = 2.0 * sum(products) / sentence_BL.numel()
+    attention = 4.0 * transformer.config.num_hidden_layers * transformer.config.hidden_size
+    return lambda num_tokens: num_tokens * (per_token + attention * num_tokens)
 
 
 @functools.cache
