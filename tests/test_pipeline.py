@@ -28,9 +28,12 @@ from scalemine.config import ComputeConfig, Config, EncoderConfig, InputError
 from scalemine.corpus import import_corpus
 from scalemine.decisions import Decision, append_decision
 from scalemine.executor import Executor, InlineExecutor, StopSignals, make_executor, silent
+from scalemine.mining import cascade
+from scalemine.mining.encoder import Encoder
 from scalemine.mining.engine_choice import Choice
 from scalemine.models import find_model
 from scalemine.pipeline import Run, check_mine, finished_embeddings, mine_again, run_embed, run_import, run_mine
+from scalemine.report.page import write_report
 from scalemine.store import Workdir, read_json
 from scalemine.text import duplicate_key
 
@@ -453,6 +456,66 @@ def test_the_rest_is_read_on_request(
     whole = copy_of_finished()
     mine(settings_of(whole, mining=mining), redo=True)
     assert_same_negatives(workdir, QuotaRun(whole, []))
+
+
+# A cascade
+
+CASCADE = {"mining": {"bands": [3, 4], "tails": "upper", "per_class": 2, "cascade": 0.8}}
+
+
+def test_a_cascade_that_does_not_pay_changes_nothing(
+    finished: Any, copy_of_finished: Callable[..., Path], settings_of: Settings
+) -> None:
+    workdir = copy_of_finished()
+    run = mine(settings_of(workdir, mining={"cascade": 0.95}))
+    assert [message for message in run.warnings if "mining.cascade does not pay here and all is encoded" in message]
+    assert not {"negatives", "embed", "similarities", "sets"} & run.seconds.keys()
+    assert_same_negatives(workdir, finished)
+    assert "mining.cascade" not in read_json(workdir / "mined" / "stage.json")["settings"]
+    manifest = read_json(workdir / "manifest.json")
+    assert not manifest["cascade"]["pays"]
+    assert manifest["counts"] == read_json(finished.workdir / "manifest.json")["counts"]
+
+
+def test_a_cascade_encodes_a_part_that_is_mined_alike(
+    finished: Any, settings_of: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So small a corpus is encoded sooner than a vocabulary.
+    monkeypatch.setattr(cascade, "MAX_COST", 1e9)
+    vectors = np.random.default_rng(0).standard_normal((30_522, 384)).astype(np.float32)
+    monkeypatch.setattr(Encoder, "encode_vocabulary", lambda _: vectors)
+    workdir, config = tmp_path / "work", settings_of(tmp_path / "work", **CASCADE)
+    copy_stages(finished.workdir, workdir, "corpus", "anchors", "probe")
+    run = mine(config)
+    facts = read_json(workdir / "manifest.json")["cascade"]
+    assert facts["pays"]
+    assert facts["rows"] == 1_195
+    kept = [pq.read_table(path) for path in sorted((workdir / "cascade").glob("*.parquet"))]
+    ids = {id_ for table in kept for id_ in table["id"].to_pylist()}
+    assert 0 < len(ids) == facts["kept"] < 1_195
+    assert run.facts["encoded"]["rows"] == len(ids)
+    assert sum(pq.read_metadata(path).num_rows for path in (workdir / "cascade").glob("*.parquet")) == len(ids)
+    assert {row["id"] for row in rows_of(workdir)} <= ids
+    # Bands are those of the samples, which stand for the whole corpus; random negatives are drawn from it.
+    found = read_json(workdir / "distributions.json")
+    assert {(row["fit"]["method"], row["fit"]["rows"]) for row in found} == {("sample", 600)}
+    assert {row["count"] for row in found} == {len(ids)}
+    assert_in_bands(rows_of(workdir), found)
+    assert {row["id"] for row in set_rows(workdir, "train_random") if row["is_negative"]} - ids
+    report = write_report(Workdir(workdir)).read_text("utf-8")
+    assert "Recall of the cascade on its audit" in report
+    check_mine(Config.model_validate(config))
+    assert finished_embeddings(Run(Config.model_validate(config), InlineExecutor())).corpus.num_rows == len(ids)
+    before = (workdir / "negatives.parquet").read_bytes()
+    assert mine(config).seconds == {}
+    assert (workdir / "negatives.parquet").read_bytes() == before
+    with pytest.raises(InputError, match=r"mining\.cascade was 0\.8, is 0\.9"):
+        check_mine(Config.model_validate(settings_of(workdir, mining={**CASCADE["mining"], "cascade": 0.9})))
+
+
+def test_a_cascade_does_not_embed_all(settings_of: Settings, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"mining\.cascade"):
+        run_embed(Run(Config.model_validate(settings_of(tmp_path, **CASCADE)), InlineExecutor()))
 
 
 def test_rounds_look_at_the_part_that_was_read(

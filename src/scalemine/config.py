@@ -143,6 +143,13 @@ class MiningConfig(Section):
     until: Literal["all", "quota"] = Field(
         "all", description="quota: shards are read in an order of the seed, until every class and band is full"
     )
+    cascade: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="share of the bands' tweets to find, such as 0.95, while a cheap score rules out most others; "
+        "the fit is then a sample's; None: all are encoded",
+    )
     weak_auc: float = Field(0.8, ge=0.5, le=1, description="an anchor below this AUC is warned about")
     near_duplicate: float | None = Field(
         0.95, gt=0, le=1, description="of negatives with at least this cosine one is taken; None: all"
@@ -232,6 +239,22 @@ class MiningConfig(Section):
                 f"mining.until: quota reads a part of the corpus, and {what} chooses from the whole; "
                 f"expected all{remedy}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _can_be_sieved(self) -> MiningConfig:
+        if self.cascade is None:
+            return self
+        others = {
+            f"strategy {self.strategy}": self.strategy != "sigma_bands",
+            "generators": bool(self.generators),
+            "until quota": self.until == "quota",
+        }
+        for what, is_there in others.items():
+            if is_there:
+                raise ValueError(
+                    f"mining.cascade: goes with strategy sigma_bands, one encoder and until all; got {what}"
+                )
         return self
 
     @field_validator("per_class")
@@ -755,6 +778,12 @@ class Config(Section):
                 f"sweep.scheduler: asha stops trials between folds, so there have to be more of them than "
                 f"sweep.min_folds ({self.sweep.min_folds}); got {folds}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _prior_is_of_what_is_scored(self) -> Config:
+        if self.mining.cascade is not None and self.guard.prior is not None:
+            raise ValueError("guard.prior: is a share of the whole corpus, and mining.cascade scores a part; drop one")
         return self
 
     @model_validator(mode="after")

@@ -29,7 +29,7 @@ from scalemine.corpus import Corpus, check_import, import_corpus, open_corpus
 from scalemine.decisions import Decision, read_decisions
 from scalemine.executor import Executor, InlineExecutor, ShowProgress, StopSignals, num_cores, silent, threads_of_worker
 from scalemine.mining import anchors as anchors_module
-from scalemine.mining import distributions, negatives, sets
+from scalemine.mining import cascade, distributions, negatives, sets
 from scalemine.mining.anchors import Anchors, Positives, check_classes, make_anchors, read_positives
 from scalemine.mining.candidates import Scored, View
 from scalemine.mining.embeddings import Similarities, encode_corpus, encoder_loader, score_corpus, write_quarantine
@@ -38,7 +38,7 @@ from scalemine.mining.engine_choice import Choice, candidates, choose_engine
 from scalemine.mining.engines import check_engine
 from scalemine.mining.events import columns_of, near_event
 from scalemine.mining.mine import Mined, ScoredCorpus, check_precautions, mine, rows_wanted, texts_of
-from scalemine.mining.probe import Probe, load_probe, probe_size, store_probe
+from scalemine.mining.probe import Probe, load_probe, probe_size, probed_places, store_probe
 from scalemine.mining.sampling import fetch_rows, sample_corpus, sample_places
 from scalemine.mining.similarity import anchor_grid
 from scalemine.mining.strategies import kinds
@@ -169,6 +169,7 @@ def run_embed(run: Run) -> Embeddings:
     """Import and embed the corpus."""
     if not run.config.encoder.keep_embeddings:
         raise InputError("encoder.keep_embeddings is false, so there is nothing to embed for; use scalemine mine")
+    _check_embeds_all(run.config)
     _check_encoder(run)
     corpus = run_import(run)
     _choose_engine(run, corpus)
@@ -177,6 +178,11 @@ def run_embed(run: Run) -> Embeddings:
     _sum_up(run, embeddings)
     write_manifest(run, corpus)
     return embeddings
+
+
+def _check_embeds_all(config: Config) -> None:
+    if config.mining.cascade is not None:
+        raise InputError("mining.cascade: only scalemine mine knows what to leave out; set it to null to embed all")
 
 
 def run_mine(run: Run) -> pa.Table:
@@ -217,8 +223,11 @@ def mine_again(run: Run, model: str, *, per_class: int, without: Sequence[str]) 
     config = run.config.model_copy(update={"mining": run.config.mining.model_copy(update=update)})
     positives, test = _read_positives(config)
     corpus, before = run_import(run), read_json(run.workdir.mined / "mined.json").get("read")
-    part = first_shards(corpus, before["shards"], config.seed) if before else corpus
-    corpora = [_score(run, _prepare(run, corpus, positives, None), part)]
+    prepared = _prepare(run, corpus, positives, None)
+    part = prepared.view.similarities.corpus
+    if before:
+        part = first_shards(part, before["shards"], config.seed)
+    corpora = [_score(run, prepared, part)]
     with run.show("score", config.mining.pool) as advance:
         scored = scores.score_candidates(config, corpora[0], run.executor, on_rows=advance)
     return mine(
@@ -268,6 +277,7 @@ def _score_and_mine(
     prepared = [_prepare(one, corpus, positives, None if index else wanted) for index, one in enumerate(runs)]
     # What is refused is refused before the work.
     _open_mined(replace(run, make=False), [one.view.similarities for one in prepared], positives, test)
+    corpus = prepared[0].view.similarities.corpus
     parts: Iterable[Corpus] = [corpus]
     if config.mining.until == "quota":
         parts = waves(corpus, rows_wanted(config, prepared, wanted), config.seed)
@@ -324,11 +334,64 @@ def _prepare(run: Run, corpus: Corpus, positives: Positives, wanted: dict[tuple[
     probe = _probe(run, corpus, anchors)
     if wanted is not None:
         _forecast(run, corpus, probe, anchors, wanted)
+    kept, probe = _cascade(run, corpus, probe, anchors, anchors_print)
+    is_sieved, corpus = kept is not corpus, kept
     embeddings = _open_embeddings(run, corpus) if run.config.encoder.keep_embeddings else None
     scored = _open_similarities(run, corpus, anchors_print)
     columns = columns_of(run.config.guard)
     view = View(scored, anchors, {}, run.encode_exactly, probe.margin(anchors), embeddings, columns)
-    return ScoredCorpus(run.config.encoder.model, view, probe)
+    return ScoredCorpus(run.config.encoder.model, view, probe, is_sieved)
+
+
+def _cascade(run: Run, corpus: Corpus, probe: Probe, anchors: Anchors, anchors_print: str) -> tuple[Corpus, Probe]:
+    """Return what is to be encoded of a corpus and what stands for the whole: without a cascade, as they are."""
+    if run.config.mining.cascade is None:
+        return corpus, probe
+    stage = _open_cascade(run, corpus, anchors_print)
+    facts = cascade.read_plan(stage)
+    load = encoder_loader(
+        run.encoder_config,
+        precision=run.settings["encoder.precision"],
+        threads=run.config.compute.threads or num_cores(),
+    )
+    if facts is None:
+        with run.timed("cascade"):
+            places = probed_places(_open_probe(run, corpus))
+            facts = cascade.plan(
+                stage, corpus, probe, places, anchors, run.config.mining,
+                seed=run.config.seed, load=load, executor=run.executor,
+            )  # fmt: skip
+        logger.info("%s", cascade.describe(facts))
+    run.facts["cascade"] = facts
+    if not facts["pays"]:
+        run.warn(cascade.describe(facts))
+        return corpus, probe
+    files = cascade.KeptShards(stage, corpus)
+    if rows := sum(shard.num_rows for shard in files.missing()):
+        with run.timed("cascade"), run.show("cascade", rows) as advance:
+            cascade.sieve(files, load().pieces(), run.config.mining, run.executor, advance)
+    kept = files.as_corpus()
+    run.facts["cascade"] = facts | {"kept": kept.num_rows, "rows": corpus.num_rows}
+    return kept, cascade.with_audit(stage, probe)
+
+
+def _open_cascade(run: Run, corpus: Corpus, anchors_print: str) -> Stage:
+    mining = run.config.mining
+    settings = run.settings | {"seed": run.config.seed, "rows": probe_size(mining, corpus.num_rows)}
+    settings |= {f"mining.{key}": getattr(mining, key) for key in ("cascade", "bands", "tails")}
+    inputs = {"corpus": corpus.fingerprint, "anchors": anchors_print}
+    return run.open_stage(run.workdir.cascade, version=1, settings=settings, inputs=inputs)
+
+
+def _encoded_part(run: Run, corpus: Corpus, anchors_print: str) -> Corpus | None:
+    """Return what is encoded of a corpus; None where a cascade has not found that out yet."""
+    if run.config.mining.cascade is None:
+        return corpus
+    stage = _open_cascade(run, corpus, anchors_print)
+    facts, files = cascade.read_plan(stage), cascade.KeptShards(stage, corpus)
+    if facts is None or (facts["pays"] and files.missing()):
+        return None
+    return files.as_corpus() if facts["pays"] else corpus
 
 
 def _score(run: Run, prepared: ScoredCorpus, part: Corpus) -> ScoredCorpus:
@@ -367,6 +430,7 @@ def check_embed(config: Config) -> None:
     Raises:
         InputError: Another configuration left something in it, as `run_embed` would say.
     """
+    _check_embeds_all(config)
     run = Run(config, InlineExecutor(), make=False)
     corpus = _check_corpus(run)
     if corpus:
@@ -392,6 +456,9 @@ def check_mine(config: Config) -> None:
     if corpus is None:
         return  # what follows depends on its content
     _open_probe(run, corpus)
+    corpus = _encoded_part(run, corpus, anchors.fingerprint)
+    if corpus is None:
+        return
     if config.encoder.keep_embeddings:
         _open_embeddings(run, corpus)
     scored = [_open_similarities(run, corpus, anchors.fingerprint)]
@@ -402,14 +469,17 @@ def check_mine(config: Config) -> None:
 
 
 def finished_embeddings(run: Run) -> Embeddings:
-    """Return the embeddings of the whole corpus, for who only reads them; writes nothing.
+    """Return the embeddings of the corpus, or of what a cascade kept of it, for who only reads them; writes nothing.
 
     Raises:
         InputError: They are not finished, or another configuration made them.
     """
     looking = dataclasses.replace(run, redo=False, make=False)
     corpus = _check_corpus(looking)
-    made_by = "scalemine embed CONFIG makes them"
+    has_cascade = run.config.mining.cascade is not None
+    made_by = f"scalemine {'mine' if has_cascade else 'embed'} CONFIG makes them"
+    if corpus and has_cascade:
+        corpus = _encoded_part(looking, corpus, _open_anchors(looking).fingerprint)
     if corpus is None:
         raise InputError(f"{run.workdir.root}: no imported corpus and no embeddings here; {made_by}")
     embeddings = _open_embeddings(looking, corpus)
@@ -454,6 +524,7 @@ def _open_mined(run: Run, scored: list[Similarities], positives: Positives, test
     config = run.config
     # What is for rounds, or for another strategy, decides nothing here.
     others = {"replace"} if config.mining.strategy == "model" else {"replace", "pool", "model"}
+    others.add("cascade")  # the similarities' fingerprints say what it kept
     if config.mining.until == "all":
         others.add("until")
     settings = {f"mining.{key}": value for key, value in config.mining.model_dump(exclude=others).items()}
@@ -697,6 +768,7 @@ def write_manifest(run: Run, corpus: Corpus) -> None:
         "seconds": {**before.get("seconds", {}), **run.seconds},
         "tweets_per_second": run.facts.get("tweets_per_second", before.get("tweets_per_second")),
         "throughput": run.facts.get("throughput"),
+        "cascade": run.facts.get("cascade"),
         "read": mined.get("read"),
         "forecast": run.facts.get("forecast"),
         "yield": mined.get("yield"),

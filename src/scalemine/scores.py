@@ -59,8 +59,7 @@ def score_candidates(
     from scalemine.mining import distributions
 
     model, view = str(config.mining.model), corpus.view
-    names = view.anchors.class_names
-    normals = [distributions.fit(one) for one in distributions.measure(view.similarities, names, executor)]
+    normals = [distributions.fit(one) for one in corpus.measure(executor)]
     if Path(model).is_file():
         return _read_scores(Path(model), view, normals)
     _, (_, pool) = sample_by_z(

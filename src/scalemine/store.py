@@ -243,6 +243,11 @@ class Workdir:
         return self.root / "probe"
 
     @property
+    def cascade(self) -> Path:
+        """Folder of what a cascade keeps of the corpus, one Parquet file per shard."""
+        return self.root / "cascade"
+
+    @property
     def embeddings(self) -> Path:
         """Folder of the embeddings, one Arrow file per shard of the corpus."""
         return self.root / "embeddings"

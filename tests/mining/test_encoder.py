@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -295,3 +296,19 @@ def test_cuda_equals_cpu(encoder, precision, tolerance):
         pytest.skip("no CUDA device")
     on_gpu = load_encoder(config(device="cuda", precision=precision), threads=1)
     assert np.abs(on_gpu.encode_texts(TEXTS) - encoder.encode_texts(TEXTS)).max() < tolerance
+
+
+def test_pieces_are_the_tokens_without_special_ones(encoder):
+    texts = [*TEXTS, "", "long " * 600]
+    pieces = pickle.loads(pickle.dumps(encoder.pieces()))
+    tokens = encoder.tokenise([encoder.normalise(text) for text in texts])
+    assert pieces.num_special == 2
+    assert pieces.read(texts) == [ids[1:-1] for ids in tokens.ids]
+
+
+def test_the_vocabulary_is_that_of_sentences_of_one_token(encoder, monkeypatch):
+    monkeypatch.setattr(type(encoder), "vocabulary_size", 2_050)
+    vectors = encoder.encode_vocabulary()
+    assert vectors.shape == (2_050, encoder.dim)
+    words = encoder._tokenizer.convert_ids_to_tokens([2_003, 2_049])
+    assert np.array_equal(vectors[[2_003, 2_049]], encoder.encode_texts(words))

@@ -183,6 +183,33 @@ def test_how_much_was_read(workdir):
     assert sentence == "40,000 of the corpus's 40,000 tweets (100.0 %) were looked at, in 1 try."
 
 
+CASCADE = {
+    "pays": True,
+    "recall": 0.95,
+    "rows": 40_000,
+    "kept": 9_000,
+    "found": [
+        {"class_name": None, "band": None, "wanted": 50, "kept": 48, "recall": 0.96, "low": 0.863, "high": 0.995},
+        {"class_name": "fire\x1b", "band": 4, "wanted": 0, "kept": 0, "recall": None, "low": 0.0, "high": 1.0},
+    ],
+}
+
+
+def test_what_a_cascade_left_out(workdir):
+    assert tables.cascade_sentences(tables.read_findings(workdir)) == []
+    set_manifest(workdir, cascade={**CASCADE, "pays": False})
+    assert tables.cascade_sentences(tables.read_findings(workdir)) == []
+    set_manifest(workdir, cascade=CASCADE)
+    sentences = tables.cascade_sentences(tables.read_findings(workdir))
+    assert sentences[0].startswith("9,000 of the corpus's 40,000 tweets (22.5 %) were encoded")
+    assert sentences[0] in " ".join(printed(workdir).split())
+    rows = [[cell.text for cell in row] for row in tables.cascade_table(CASCADE).rows]
+    assert rows == [
+        ["any", "any", "50", "48", "96.0", "86.3–99.5"],
+        ["fire␛", ">3σ", "0", "0", "–", "0.0–100.0"],
+    ]
+
+
 def test_what_encoding_took_and_larger_corpora_would_take(workdir):
     set_manifest(workdir, throughput=None)
     assert tables.cost_sentences(tables.read_findings(workdir)) == []

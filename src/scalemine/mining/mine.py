@@ -52,11 +52,20 @@ class ScoredCorpus:
         encoder: Name of the encoder.
         view: What candidates are proposed and verified with; its normals are not known yet.
         probe: An encoded sample of the corpus.
+        is_sieved: The view is of what a cascade kept of the corpus, so only the probe is like the whole.
     """
 
     encoder: str
     view: View
     probe: Probe
+    is_sieved: bool = False
+
+    def measure(self, executor: Executor) -> list[SimilarityDistribution]:
+        """Return S_an of the corpus per class; of the probe, where the rest of the corpus is not all scored."""
+        anchors = self.view.anchors
+        if self.is_sieved:
+            return self.probe.distributions(anchors)
+        return distributions.measure(self.view.similarities, anchors.class_names, executor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +173,7 @@ _Fitted = tuple[View, list[dict[str, Any]], list[SimilarityDistribution]]
 def _fit(config: Config, corpus: ScoredCorpus, executor: Executor) -> _Fitted:
     """Return the view with its fitted normals, the rows of distributions.json, and the distributions."""
     anchors, mining = corpus.view.anchors, config.mining
-    measured = distributions.measure(corpus.view.similarities, anchors.class_names, executor)
+    measured = corpus.measure(executor)
     fitted = corpus.probe.distributions(anchors) if mining.fit == "sample" else measured
     positive_steps = distributions.positive_steps(anchors)
     normals = {one.class_name: distributions.fit(one) for one in fitted}
@@ -172,12 +181,17 @@ def _fit(config: Config, corpus: ScoredCorpus, executor: Executor) -> _Fitted:
         describe(
             whole,
             normals[whole.class_name],
-            fit={"method": mining.fit, "rows": part.count},
+            fit={"method": "sample" if corpus.is_sieved else mining.fit, "rows": part.count},
             tails=mining.tails,
             positive_steps=positive_steps[whole.class_name],
         )
         for whole, part in zip(measured, fitted, strict=True)
     ]
+    if corpus.is_sieved:  # counts are of what there is to choose from; shares and moments, of the corpus
+        scored = distributions.measure(corpus.view.similarities, anchors.class_names, executor)
+        for row, kept in zip(rows, scored, strict=True):
+            bands = kept.band_counts(normals[kept.class_name], mining.tails)
+            row |= {"count": kept.count, "band_counts": {str(band): count for band, count in bands.items()}}
     return replace(corpus.view, normals=normals), rows, measured
 
 

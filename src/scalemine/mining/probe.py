@@ -108,3 +108,9 @@ def load_probe(stage: Stage) -> Probe | None:
     table = read_arrow(stage.file(_FILE))
     exact_PD, is_audited_P = matrix(table["exact"])
     return Probe(matrix(table["vector"])[0], exact_PD[: int(is_audited_P.sum())])
+
+
+def probed_places(stage: Stage) -> list[tuple[str, int]]:
+    """Return where in the corpus (shard, row) the tweets of a stored probe are, in its order."""
+    table = read_arrow(stage.file(_FILE)).select(["shard", "row"])
+    return [(row["shard"], row["row"]) for row in table.to_pylist()]

@@ -102,6 +102,8 @@ def write_report(workdir: Workdir) -> Path:
         distributions=_distributions(findings),
         yields=_yields(findings),
         rejected_candidates=_rejected_candidates(findings),
+        cascade=tables.cascade_table(findings.part("cascade")) if tables.cascade_sentences(findings) else None,
+        cascade_sentences=tables.cascade_sentences(findings),
         guard=tables.guard_table(findings.part("guard")) if findings.part("guard") else None,
         guard_sentences=tables.guard_sentences(findings),
         sets=tables.sets_table(findings.entries("sets")) if findings.entries("sets") else None,

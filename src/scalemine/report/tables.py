@@ -249,6 +249,44 @@ def _kind_name(entry: Json) -> str:
     return BAND_NAMES.get(entry["band"], str(entry["band"])) if in_sigma else kind
 
 
+def cascade_table(cascade: Json) -> Table:
+    """Return what a cascade kept of the audited tweets of each class and band, and of all of them first."""
+    columns = (
+        Column("Class", "class", numeric=False),
+        Column("Band", "band", numeric=False),
+        Column("Audited tweets in it", "audited"),
+        Column("Kept", "kept"),
+        Column("Recall %", "recall %"),
+        Column("95 % interval", "interval"),
+    )
+    rows = tuple(
+        (
+            Cell(plain_name(row["class_name"] or "any")),
+            Cell(BAND_NAMES.get(row["band"], "any")),
+            Cell(whole(row["wanted"])),
+            Cell(whole(row["kept"])),
+            Cell(percent(row["recall"])),
+            Cell(f"{percent(row['low'])}–{percent(row['high'])}"),
+        )
+        for row in cascade.get("found") or []
+    )
+    return Table("Recall of the cascade on its audit, by class and band", columns, rows)
+
+
+def cascade_sentences(findings: Findings) -> list[str]:
+    """Return what a cascade left out, in plain sentences; none where there was no cascade, or it did not pay."""
+    cascade = findings.part("cascade")
+    if not cascade.get("pays"):
+        return []
+    share = percent(cascade["kept"] / cascade["rows"])
+    return [
+        f"{whole(cascade['kept'])} of the corpus's {whole(cascade['rows'])} tweets ({share} %) were encoded: a cheap "
+        f"score ruled the others out. A recall of {percent(cascade['recall'])} % was asked for.",
+        "Mean, σ and the shares of the bands are those of a sample of the whole corpus; numbers of tweets are those "
+        "that were kept. What a cascade misses is not random: it is worded unlike other tweets of its band.",
+    ]
+
+
 def guard_table(guard: Json) -> Table:
     """Return how well the guard's probability is calibrated: one row per bin of it."""
     columns = (
@@ -277,8 +315,9 @@ def guard_sentences(findings: Findings) -> list[str]:
     if not guard:
         return []
     budget = (findings.part("config").get("guard") or {}).get("max_false_negative")
+    corpus = "what the cascade kept" if cascade_sentences(findings) else "the corpus"
     sentences = [
-        f"About {percent(guard['prior'])} % of the corpus are positives ({plain_name(guard['prior_is'])}).",
+        f"About {percent(guard['prior'])} % of {corpus} are positives ({plain_name(guard['prior_is'])}).",
         f"No negative has an estimated probability above {percent(budget)} % of being one.",
     ]
     waiting = findings.manifest.get("to_review")
@@ -483,6 +522,9 @@ def print_report(console: Console, workdir: Workdir, *, per_band: int = 3) -> No
         _print_distributions(console, findings)
     if findings.entries("yield") or findings.entries("forecast"):
         print_table(console, yield_table(findings.entries("yield"), findings.entries("forecast")))
+    if cascade_sentences(findings):
+        print_table(console, cascade_table(findings.part("cascade")))
+        console.print(Text(" ".join(cascade_sentences(findings))))
     if findings.part("guard"):
         print_table(console, guard_table(findings.part("guard")))
         console.print(Text(" ".join(guard_sentences(findings))))
