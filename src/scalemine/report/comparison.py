@@ -34,7 +34,7 @@ from scalemine.report.tables import (
     whole,
 )
 from scalemine.store import Json, Workdir, read_json, write_json, write_whole
-from scalemine.training.comparison import LEVEL
+from scalemine.training.comparison import FALSE_ALARMS, LEVEL
 from scalemine.training.family import HELD_OUT, RANDOM_PLUS
 from scalemine.training.tagging.metrics import ALL_NEGATIVES
 
@@ -42,7 +42,6 @@ logger = logging.getLogger(__name__)
 
 # Rises when the form of comparison.json changes.
 FORMAT: Final = 2
-FALSE_ALARMS: Final = "false_alarms"
 _MEASURES: Final = {
     "f1": "F1",
     "precision": "P",

@@ -30,6 +30,7 @@ from scalemine.sweep.outcomes import (
 )
 from scalemine.sweep.plan import find_sweep
 from scalemine.training.comparison import (
+    FALSE_ALARMS,
     LEVEL,
     Difference,
     FoldTest,
@@ -46,7 +47,6 @@ from scalemine.training.family import DEV, HELD_OUT
 from scalemine.training.tagging.metrics import ALL_NEGATIVES, NO_GOLD
 
 DEFAULT_BASE: Final = "random"  # a train set
-FALSE_ALARMS: Final = "false_alarms"  # of one kind of negatives alone: with a dot and the kind
 _RESOLUTION: Final = 0.2  # of the level, at most: the least adjusted p that the rounds of the bootstrap can give
 _MOST_ROUNDS: Final = 200_000  # that are drawn without being asked for
 _TRAIN_SETS: Final = ("train.train_set", "train.train_uri")
@@ -475,7 +475,7 @@ def _measures(trial: TrialRuns, test_set: str) -> list[str]:
 
 def _negatives(run: FinishedRun, test_set: str) -> dict[str, int]:
     """Return how many negatives of each kind a run was tested on; "all" holds all kinds."""
-    alarms = run.result["metrics"][test_set]["false_alarms"]
+    alarms = run.result["metrics"][test_set][FALSE_ALARMS]
     if not run.is_tagger:
         alarms = {ALL_NEGATIVES: alarms}
     kinds = sorted((kind for kind in alarms if kind != NO_GOLD), key=lambda kind: (kind != ALL_NEGATIVES, kind))

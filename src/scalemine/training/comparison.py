@@ -30,6 +30,8 @@ Measure = Literal["f1", "precision", "recall"]
 Name = TypeVar("Name", Measure, Literal["false_alarms"])
 
 LEVEL: Final = 0.05  # an adjusted p below it is evidence
+# A measure: per 1,000 negatives; of one kind of them alone, with a dot and the kind.
+FALSE_ALARMS: Final[Literal["false_alarms"]] = "false_alarms"
 
 _TAIL: Final = 0.025  # on either side of a 95 % interval
 _EQUAL: Final = 1e-12  # differences that are smaller come of rounding
@@ -204,7 +206,7 @@ def false_alarm_difference(
     runs = _match([(one.ids, one.alarms_N2) for one in base], [(one.ids, one.alarms_N2) for one in other], fixed=1)
     # An alarm counts only in a negative.
     runs = [(ids, np.stack([arms[..., 0] * arms[..., 1], arms[..., 1]], axis=-1)) for ids, arms in runs]
-    return _compare(_FALSE_ALARMS, runs, rounds, seed)["false_alarms"]
+    return _compare(_FALSE_ALARMS, runs, rounds, seed)[FALSE_ALARMS]
 
 
 def fold_test(base: Sequence[float], other: Sequence[float], *, test_share: float | None = None) -> FoldTest:
@@ -356,7 +358,7 @@ _MEASURES: Final[Mapping[Measure, Rate]] = {
     "recall": lambda counts: _ratio(counts[..., 0], counts[..., 2]),
 }
 _FALSE_ALARMS: Final[Mapping[Literal["false_alarms"], Rate]] = {
-    "false_alarms": lambda counts: 1_000 * _ratio(counts[..., 0], counts[..., 1])
+    FALSE_ALARMS: lambda counts: 1_000 * _ratio(counts[..., 0], counts[..., 1])
 }
 
 
