@@ -25,7 +25,7 @@ import yaml
 
 from scalemine import pipeline
 from scalemine.config import ComputeConfig, Config, EncoderConfig, InputError
-from scalemine.corpus import import_corpus
+from scalemine.corpus import import_corpus, open_corpus
 from scalemine.decisions import Decision, append_decision
 from scalemine.executor import Executor, InlineExecutor, StopSignals, make_executor, silent
 from scalemine.mining import cascade
@@ -848,7 +848,7 @@ def test_an_engine_is_chosen_once(
     workdir = tmp_path / "work"
     shard = sorted((finished.workdir / "corpus" / "shards").glob("*.parquet"))[1]
     pq.write_table(pq.read_table(shard).slice(0, 60), tmp_path / "tweets.parquet")
-    encoder = {"precision": "float32", "device": "cpu"}
+    encoder = {"precision": "float32", "device": "cpu", "engine": "auto"}
     values = settings_of(workdir, corpus={"uri": str(tmp_path / "tweets.parquet")}, encoder=encoder)
 
     def embed(**changes: str) -> Run:
@@ -877,11 +877,32 @@ def test_an_engine_is_chosen_once(
 
 
 def test_what_was_made_before_keeps_its_engine(finished: Any, settings_of: Settings) -> None:
-    run = Run(Config.model_validate(settings_of(finished.workdir)), InlineExecutor(), make=False)
+    auto = {"engine": "auto"}
+    run = Run(Config.model_validate(settings_of(finished.workdir, encoder=auto)), InlineExecutor(), make=False)
     run.engine_choice = Choice("openvino", {})
     assert (run.engine_before, run.engine) == ("torch", "torch")
-    other = Run(Config.model_validate(settings_of(finished.workdir, encoder={"max_length": 9})), InlineExecutor())
+    values = settings_of(finished.workdir, encoder={**auto, "max_length": 9})
+    other = Run(Config.model_validate(values), InlineExecutor())
     assert (other.engine_before, other.engine) == (None, "torch")
+
+
+def test_the_machines_of_a_cluster_may_be_unlike_this_one(
+    finished: Any, settings_of: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(
+        pipeline, "choose_engine", lambda _load, names, _corpus: asked.append(names) or Choice("torch", {})
+    )
+    for address in ("local", "10.0.0.1:6379"):
+        values = settings_of(
+            finished.workdir,
+            encoder={"engine": "auto", "precision": "float32", "device": "cpu", "max_length": 9},
+            compute={"executor": "ray", "address": address},
+        )
+        pipeline._choose_engine(
+            Run(Config.model_validate(values), InlineExecutor()), open_corpus(finished.workdir / "corpus")
+        )
+    assert asked == [["torch", "onednn"], ["torch"]]
 
 
 def test_an_engine_that_cannot_is_said_before_the_work(settings_of: Settings, tmp_path: Path) -> None:

@@ -256,6 +256,9 @@ def _choose_engine(run: Run, corpus: Corpus) -> None:
         return
     precision = run.model_settings["encoder.precision"]
     names = candidates(precision, device_name(run.config.encoder.device))
+    compute = run.config.compute
+    if compute.executor == "ray" and compute.address != "local":
+        names = names[:1]  # the machines of a cluster may be unlike this one
 
     def load(name: str) -> Encoder:
         config = run.config.encoder.model_copy(update={"engine": name})
@@ -404,7 +407,7 @@ def _score(run: Run, prepared: ScoredCorpus, part: Corpus) -> ScoredCorpus:
     _encode(run, embeddings or scored, (scored, grid_KD))
     if embeddings and scored.missing():
         with run.timed("similarities"):
-            run.facts["band_pass"] = score_corpus(
+            score_corpus(
                 embeddings, scored, grid_KD, run.executor, workers=run.config.compute.workers, threads=run.threads
             )
     return replace(prepared, view=replace(view, similarities=scored, embeddings=embeddings))
@@ -479,7 +482,10 @@ def finished_embeddings(run: Run) -> Embeddings:
     has_cascade = run.config.mining.cascade is not None
     made_by = f"scalemine {'mine' if has_cascade else 'embed'} CONFIG makes them"
     if corpus and has_cascade:
+        num_rows = corpus.num_rows
         corpus = _encoded_part(looking, corpus, _open_anchors(looking).fingerprint)
+        if corpus and corpus.num_rows < num_rows:
+            logger.info("%d of %d tweets are encoded: the cascade left out the others", corpus.num_rows, num_rows)
     if corpus is None:
         raise InputError(f"{run.workdir.root}: no imported corpus and no embeddings here; {made_by}")
     embeddings = _open_embeddings(looking, corpus)
@@ -781,7 +787,10 @@ def write_manifest(run: Run, corpus: Corpus) -> None:
         "warnings": run.warnings if "mined" in run.facts else before.get("warnings", run.warnings),
     }
     # What this call had no part in stays as the call before left it.
-    write_json(path, before | _known(manifest) | {"encoder": before.get("encoder", {}) | _known(encoder)})
+    known = before | _known(manifest) | {"encoder": before.get("encoder", {}) | _known(encoder)}
+    if "mined" in run.facts:  # what was mined now had no part in what it does not name
+        known |= {key: manifest[key] for key in ("cascade", "guard")}
+    write_json(path, known)
 
 
 def _known(facts: dict[str, Any]) -> dict[str, Any]:

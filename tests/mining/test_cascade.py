@@ -231,9 +231,9 @@ def test_intervals_are_exact(one: int, other: int) -> None:
     hits, size = min(one, other), max(one, other)
     if size:
         expected = binomtest(hits, size).proportion_ci(0.95, "exact")
-        assert cascade.interval(hits, size) == pytest.approx((expected.low, expected.high), abs=1e-7)
+        assert distributions.interval(hits, size) == pytest.approx((expected.low, expected.high), abs=1e-7)
     else:
-        assert cascade.interval(hits, size) == (0.0, 1.0)
+        assert distributions.interval(hits, size) == (0.0, 1.0)
 
 
 @settings(max_examples=100, deadline=None)

@@ -14,7 +14,6 @@ from scalemine.config import EncoderConfig
 from scalemine.executor import InlineExecutor
 from scalemine.mining import bandpass
 from scalemine.mining import embeddings as module
-from scalemine.mining.bandpass import BandPass
 from scalemine.mining.embeddings import (
     ShardEncoder,
     Similarities,
@@ -262,32 +261,28 @@ def test_scoring_while_encoding_equals_scoring_embeddings(corpus, files, scored,
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_tuned_and_compiled_scoring_writes_the_same(corpus, files, scored, notes, tmp_path, monkeypatch, threads):
+def test_compiled_scoring_writes_the_same(corpus, files, scored, notes, tmp_path, monkeypatch, threads):
     encode(corpus, files, notes, poison=POISON)
-    plain = score_corpus(files, scored, GRID, InlineExecutor())
-    assert plain["bytes_per_second"] > 0
-    assert plain["share_of_read"] is None  # not worth measuring
-    monkeypatch.setattr(bandpass, "MIN_ROWS_TO_TUNE", 0)
+    score_corpus(files, scored, GRID, InlineExecutor())
     monkeypatch.setattr(bandpass, "MIN_COORDINATES_TO_COMPILE", 0)
-    tuned = Similarities(oracles.make_stage(tmp_path / "tuned"), corpus)
-    assert score_corpus(files, tuned, GRID, InlineExecutor(), threads=threads)["share_of_read"] > 0
+    compiled = Similarities(oracles.make_stage(tmp_path / "compiled"), corpus)
+    score_corpus(files, compiled, GRID, InlineExecutor(), threads=threads)
     for shard in corpus.shards:
-        assert tuned.read(shard).equals(scored.read(shard))
+        assert compiled.read(shard).equals(scored.read(shard))
 
 
 def test_no_more_shards_are_computed_at_a_time_than_threads(corpus, files, scored, notes, monkeypatch):
     encode(corpus, files, notes)
     running, most = [], []
 
-    class Slow(BandPass):
-        def __call__(self, vectors):
-            running.append(None)
-            most.append(len(running))
-            time.sleep(0.01)
-            running.pop()
-            return super().__call__(vectors)
+    def slow(vectors, grid):
+        running.append(None)
+        most.append(len(running))
+        time.sleep(0.01)
+        running.pop()
+        return similarities(vectors, grid)
 
-    monkeypatch.setattr(module, "BandPass", Slow)
+    monkeypatch.setattr(module, "choose_way", lambda _: slow)
     score_corpus(files, scored, GRID, InlineExecutor(), threads=1)
     assert len(most) == len(corpus.shards)
     assert max(most) == 1

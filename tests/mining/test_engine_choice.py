@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mining import oracles
+from scalemine.config import InputError
 from scalemine.mining import engine_choice
 from scalemine.mining.encoder import Tokens
 from scalemine.mining.engine_choice import MIN_GAIN, ROUNDS, ROWS_PER_LENGTH, candidates, choose_engine
@@ -99,11 +100,16 @@ def test_bits_that_hang_on_the_company_are_left_out(clock, corpus, caplog):
     assert "openvino is left out" in caplog.text
 
 
-def test_an_engine_that_fell_back_to_torch_is_left_out(clock, corpus):
-    encoders = {"torch": FakeEncoder("torch", clock, [1.0]), "onednn": FakeEncoder("torch", clock, [0.1])}
-    choice = choose_engine(encoders.__getitem__, list(encoders), corpus)
+def test_an_engine_that_does_not_work_is_left_out(clock, corpus, caplog):
+    def load(name):
+        if name == "onednn":
+            raise InputError("encoder.engine: onednn does not work here")
+        return FakeEncoder(name, clock, [1.0])
+
+    choice = choose_engine(load, ["torch", "onednn"], corpus)
     assert choice.engine == "torch"
     assert list(choice.measured) == ["torch"]
+    assert "onednn does not work here" in caplog.text
 
 
 def test_nothing_is_measured_without_need(clock, corpus, monkeypatch):

@@ -79,16 +79,6 @@ def num_needed(recall: float) -> int:
     return int(np.ceil(np.log(1 - CONFIDENCE) / np.log(recall)))
 
 
-def interval(hits: int, size: int) -> tuple[float, float]:
-    """Return a 95 % interval of a share.
-
-    Source: Clopper and Pearson (1934).
-    """
-    low = float(beta.ppf(0.025, hits, size - hits + 1)) if hits else 0.0
-    high = float(beta.ppf(0.975, hits + 1, size - hits)) if hits < size else 1.0
-    return low, high
-
-
 def recall_rows(
     z_NK: FloatArray, kept_N: NDArray[np.bool_], class_names: Sequence[str], bands: Sequence[int], tails: Tails
 ) -> list[dict[str, Any]]:
@@ -100,7 +90,7 @@ def recall_rows(
     rows = []
     for name, band, wanted_N in every:
         wanted, kept = int(wanted_N.sum()), int((wanted_N & kept_N).sum())
-        low, high = interval(kept, wanted)
+        low, high = distributions.interval(kept, wanted)
         recall = kept / wanted if wanted else None
         rows.append(
             {
@@ -216,9 +206,10 @@ def _learn(
     }
     if cut is not None:
         return score, facts
+    advice = "raise mining.sample_size, or ask for less" if len(samples.probe_rows) < FIT_ROWS else "ask for less"
     why = (
-        f"the probe holds {wanted} tweets of the bands, and a cut for a recall of {config.cascade:g} wants "
-        f"{num_needed(config.cascade)}; raise mining.sample_size, or ask for less"
+        f"{len(z_PK)} tweets of the probe hold {wanted} of the bands, and a cut for a recall of {config.cascade:g} "
+        f"wants {num_needed(config.cascade)}; {advice}"
     )
     return None, facts | {"why": why}
 
@@ -242,6 +233,8 @@ def _judge(
         "cost": known["cost"] + share,
         "found": recall_rows(z_AK, kept_A, anchors.class_names, config.bands, config.tails),
     }
+    if not facts["found"][0]["wanted"]:
+        return facts | {"why": "the audit holds no tweet of the bands, so nothing is known of the recall"}
     if not kept_A.any():
         return facts | {"why": "nothing of the audit would be kept"}
     if facts["cost"] >= MAX_COST:
@@ -262,7 +255,8 @@ def _audit(
 ) -> tuple[NDArray[np.float16], list[Row]]:
     """Return the audit: a sample as large as the probe, of what is not in it; encoded once."""
     drawn = sample_places(corpus, 2 * len(places), seed=seed, purpose="audit", executor=executor)
-    apart = [place for place in drawn if place not in set(places)][: len(places)]
+    probed = set(places)
+    apart = [place for place in drawn if place not in probed][: len(places)]
     rows = fetch_rows(corpus, apart)
     if stage.manifest(stage.file(_AUDIT)) is None:
         vectors_AD = encoder.encode_texts([row.text for row in rows]).astype(np.float16)

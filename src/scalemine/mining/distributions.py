@@ -100,22 +100,28 @@ class Forecast:
 def forecast(
     sample: Sequence[SimilarityDistribution], quotas: dict[tuple[str, int], int], num_rows: int, tails: Tails
 ) -> list[Forecast]:
-    """Return what each band will hold.
-
-    Source: Clopper and Pearson (1934), exact interval of a binomial share.
-    """
+    """Return what each band will hold."""
     forecasts = []
     for distribution in sample:
         size, counts = distribution.count, distribution.band_counts(fit(distribution), tails)
         for band in sorted({band for name, band in quotas if name == distribution.class_name}):
             hits = counts[band]
-            low = float(beta.ppf(0.025, hits, size - hits + 1)) if hits else 0.0
-            high = float(beta.ppf(0.975, hits + 1, size - hits)) if hits < size else 1.0
+            low, high = interval(hits, size)
             quota = quotas[distribution.class_name, band]
             forecasts.append(
                 Forecast(distribution.class_name, band, quota, num_rows * hits / size, num_rows * low, num_rows * high)
             )
     return forecasts
+
+
+def interval(hits: int, size: int) -> tuple[float, float]:
+    """Return the exact 95 % interval of a binomial share.
+
+    Source: Clopper and Pearson (1934).
+    """
+    low = float(beta.ppf(0.025, hits, size - hits + 1)) if hits else 0.0
+    high = float(beta.ppf(0.975, hits + 1, size - hits)) if hits < size else 1.0
+    return low, high
 
 
 def histogram_table(distributions: Sequence[SimilarityDistribution]) -> pa.Table:

@@ -25,8 +25,7 @@ from numpy.typing import NDArray
 from scalemine.config import EncoderConfig
 from scalemine.corpus import Corpus, Shard
 from scalemine.executor import Executor, Outcome
-from scalemine.mining import bandpass
-from scalemine.mining.bandpass import BandPass, Passed
+from scalemine.mining.bandpass import choose_way
 from scalemine.mining.encoder import Encoder, load_encoder
 from scalemine.mining.sampling import row_keys
 from scalemine.mining.similarity import similarities
@@ -145,23 +144,22 @@ class ShardScorer:
     ) -> None:
         torch.set_num_threads(1)
         self._embeddings, self._similarities = embeddings, similarities
-        self._band_pass = BandPass(grid_KD, num_rows)
+        self._way, self._grid_KD = choose_way(num_rows * grid_KD.shape[1]), grid_KD
         # A worker goes through two shards at a time, also on one core.
         self._cores = threading.Semaphore(threads)
 
-    def __call__(self, job: ShardJob) -> Passed:
-        """Score one shard; return what the pass over its embeddings took."""
+    def __call__(self, job: ShardJob) -> None:
+        """Score one shard."""
         started = time.monotonic()
         table = self._embeddings.read(job.shard)
         vectors_ND, valid_N = matrix(table["vector"])
         with self._cores:
-            steps_NK, passed = self._band_pass(vectors_ND)
+            steps_NK = self._way(vectors_ND, self._grid_KD)
         embedded = self._embeddings.facts(job.shard)
         assert embedded is not None
         facts = {key: embedded[key] for key in ENCODED_FACTS if key in embedded}  # an older one names no engine
         scored = similarity_table(table["id"], steps_NK, valid_N)
         self._similarities.write(job.shard, scored, **facts, seconds=time.monotonic() - started)
-        return passed
 
 
 def score(
@@ -266,7 +264,7 @@ def score_corpus(
     *,
     workers: int = 1,
     threads: int = 1,
-) -> dict[str, Any]:
+) -> None:
     """Compute the similarities of the shards that have none, from their embeddings.
 
     Args:
@@ -277,31 +275,15 @@ def score_corpus(
         workers: That share the work.
         threads: Of each worker.
 
-    Returns:
-        How fast the embeddings were read, as `bandpass.describe` says it.
-
     Raises:
         RuntimeError: A shard cannot be scored.
     """
-    missing, passed = scored.missing(), []
-
-    def collect(outcome: Outcome[ShardJob, Passed]) -> None:
-        if outcome.result:
-            passed.append(outcome.result)
-
+    missing = scored.missing()
     rows_of_worker = sum(shard.num_rows for shard in missing) // workers
     worker = partial(ShardScorer, embeddings, scored, grid_KD, rows_of_worker, threads)
-    failures = run_shards(executor, worker, [ShardJob(shard) for shard in missing], None, collect)
+    failures = run_shards(executor, worker, [ShardJob(shard) for shard in missing], None)
     if failures:
         raise RuntimeError(f"shard {failures[0][0].shard.name} cannot be scored:\n{failures[0][1]}")
-    facts = bandpass.describe(passed)
-    if facts["share_of_read"]:
-        logger.info(
-            "band pass: %.1f GB/s of embeddings per thread, %.0f %% of a plain read",
-            facts["bytes_per_second"] / 1e9,
-            100 * facts["share_of_read"],
-        )
-    return facts
 
 
 def write_quarantine(files: ShardFiles, path: Path) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from scalemine.config import InputError
 from scalemine.corpus import Corpus
 from scalemine.mining.encoder import Encoder, Tokens
 from scalemine.mining.engines import RIVALS, is_installed
@@ -51,7 +52,14 @@ def choose_engine(load: Callable[[str], Encoder], names: Sequence[str], corpus: 
     """
     if len(names) == 1 or corpus.num_rows < MIN_ROWS:
         return Choice(names[0], {})
-    encoders = {name: encoder for name in names if (encoder := load(name)).engine == name}
+    encoders: dict[str, Encoder] = {}
+    for name in names:
+        try:
+            encoders[name] = load(name)
+        except InputError as error:
+            if name == names[0]:
+                raise
+            logger.warning("%s", error)
     tokens = _sample(encoders[names[0]], corpus)
     encoders = {name: encoder for name, encoder in encoders.items() if name == names[0] or _keeps_bits(encoder, tokens)}
     seconds: dict[str, list[float]] = {name: [] for name in encoders}

@@ -1,7 +1,7 @@
 """Engines: what computes an encoder's hidden states from token ids; pooling, which follows, is the same for all.
 
-An engine other than PyTorch is tried when it is loaded, against PyTorch in float32 on made-up sentences. Where one
-fails or disagrees, the log says so and PyTorch computes instead.
+An engine other than PyTorch is tried when it is loaded, against PyTorch in float32 on made-up sentences. One that fails
+or disagrees is refused: no other takes its place, as shards of one stage are of one engine.
 
 Shapes: B sentences of a batch, L tokens of each, D dimensions.
 """
@@ -166,7 +166,7 @@ def check_engine(engine: str, *, precision: str, device: str) -> None:
 def load_engine(
     engine: str, transformer: torch.nn.Module, *, precision: str, device: str = "cpu", threads: int = 1
 ) -> Engine:
-    """Return an engine for a transformer; PyTorch, with a line in the log, where the one named does not work here.
+    """Return an engine for a transformer.
 
     Args:
         engine: Its name; ``auto``, where nothing was chosen, is ``torch``.
@@ -176,37 +176,34 @@ def load_engine(
         threads: CPU threads, for engines that have their own.
 
     Raises:
-        InputError: The engine is not installed, or knows no such precision or device.
+        InputError: The engine is not installed, knows no such precision or device, or does not work here.
     """
     check_engine(engine, precision=precision, device=device)
     makers: dict[str, Callable[[], Engine]] = {
         "onednn": lambda: OneDnnEngine(transformer),
         "openvino": lambda: OpenVinoEngine(transformer, precision=precision, threads=threads),
     }
-    if engine in makers:
-        try:
-            made = makers[engine]()
-            difference = _difference(made, transformer)
-            if not difference <= TRIAL_TOLERANCE[precision]:
-                raise ArithmeticError(f"hidden states differ from torch's by {difference:.1e} (1 - cosine)")
-        # A private operator, and a converter of what it has not seen: they fail in many ways.
-        except (
-            ArithmeticError,
-            AttributeError,
-            ImportError,
-            LookupError,
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ) as error:
-            logger.warning(
-                "encoder.engine: %s does not work here, torch computes instead: %s", engine, first_line(error)
-            )
-        else:
-            made.fidelity = f"{made.precision}, 1 - cosine to torch in float32 at most {difference:.0e} when tried"
-            logger.info("encoder.engine: %s (%s)", engine, made.fidelity)
-            return made
-    return TorchEngine(transformer, precision=precision, device=device)
+    if engine not in makers:
+        return TorchEngine(transformer, precision=precision, device=device)
+    try:
+        made = makers[engine]()
+        difference = _difference(made, transformer)
+        if not difference <= TRIAL_TOLERANCE[precision]:
+            raise ArithmeticError(f"hidden states differ from torch's by {difference:.1e} (1 - cosine)")
+    # A private operator, and a converter of what it has not seen: they fail in many ways.
+    except (
+        ArithmeticError,
+        AttributeError,
+        ImportError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = first_line(error)
+        raise InputError(f"encoder.engine: {engine} does not work here; set it to torch ({reason})") from error
+    made.fidelity = f"{made.precision}, 1 - cosine to torch in float32 at most {difference:.0e} when tried"
+    return made
 
 
 def _difference(engine: Engine, transformer: Any) -> float:  # noqa: ANN401  of Hugging Face, with a config

@@ -52,35 +52,26 @@ def row_grid(vectors_BD: NDArray[np.float16], room_ND: torch.Tensor) -> torch.Te
     return grid_BD.copy_(rows).mul_(COORDINATES_PER_UNIT).round_()
 
 
-def similarities(
-    vectors_ND: NDArray[np.float16],
-    grid_KD: NDArray[np.float32],
-    *,
-    block_rows: int | None = None,
-    anchors_first: bool = True,
-) -> NDArray[np.int16]:
+def similarities(vectors_ND: NDArray[np.float16], grid_KD: NDArray[np.float32]) -> NDArray[np.int16]:
     """Return S_an ``(N, K)`` in steps of 2^-15: the cosine of each row of length 1 with each anchor.
 
     Args:
         vectors_ND: Embeddings, rows of length 1.
         grid_KD: Anchors from ``anchor_grid``.
-        block_rows: Rows that are multiplied at a time; None: BLOCK_ROWS. Makes no difference but of speed.
-        anchors_first: The orientation of the product, likewise.
     """
-    block_rows = block_rows or BLOCK_ROWS
     num_rows, num_classes = len(vectors_ND), len(grid_KD)
     steps_KN = np.empty((num_classes, num_rows), np.int16)
     out_KN = torch.from_numpy(steps_KN)
     anchors_KD = torch.from_numpy(grid_KD)
-    block_BD = torch.empty((min(block_rows, num_rows), vectors_ND.shape[1]), dtype=torch.float32)
-    for start in range(0, num_rows, block_rows):
-        grid_BD = row_grid(vectors_ND[start : start + block_rows], block_BD)
+    block_BD = torch.empty((min(BLOCK_ROWS, num_rows), vectors_ND.shape[1]), dtype=torch.float32)
+    for start in range(0, num_rows, BLOCK_ROWS):
+        grid_BD = row_grid(vectors_ND[start : start + BLOCK_ROWS], block_BD)
         # A rounded vector may be a little longer than 1, hence the clamp.
-        sums_KB = anchors_KD @ grid_BD.T if anchors_first else (grid_BD @ anchors_KD.T).T
+        sums_KB = anchors_KD @ grid_BD.T
         sums_KB.div_(COORDINATES_PER_UNIT * ANCHOR_COORDINATES_PER_UNIT // STEPS_PER_UNIT).round_().clamp_(
             -STEPS_PER_UNIT, STEPS_PER_UNIT - 1
         )
-        out_KN[:, start : start + block_rows] = sums_KB
+        out_KN[:, start : start + BLOCK_ROWS] = sums_KB
     return steps_KN.T
 
 

@@ -486,7 +486,7 @@ def cost_sentences(findings: Findings) -> list[str]:
 
 
 def _hours(hours: float) -> str:
-    return f"{hours:,.0f} h" if hours >= 100 else f"{hours:.2g} h"
+    return f"{hours:,.0f} h" if hours >= 99.5 else f"{hours:.2g} h"
 
 
 def throughput_line(findings: Findings) -> str:
