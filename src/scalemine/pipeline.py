@@ -364,7 +364,8 @@ def _cascade(run: Run, corpus: Corpus, probe: Probe, anchors: Anchors, anchors_p
                 stage, corpus, probe, places, anchors, run.config.mining,
                 seed=run.config.seed, load=load, executor=run.executor,
             )  # fmt: skip
-        logger.info("%s", cascade.describe(facts))
+        if facts["pays"]:
+            logger.info("%s", cascade.describe(facts))
     run.facts["cascade"] = facts
     if not facts["pays"]:
         run.warn(cascade.describe(facts))
