@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,15 +22,17 @@ OnRows = Callable[[int], None]
 
 
 @dataclass(frozen=True)
-class ShardFiles:
-    """The files of a stage that has one Arrow file per shard of the corpus."""
+class ShardStage:
+    """A stage that has one file per shard of the corpus."""
 
     stage: Stage
     corpus: Corpus
 
+    suffix: ClassVar[str]
+
     def path(self, shard: Shard) -> Path:
         """Return the file of a shard."""
-        return self.stage.file(f"{shard.name}.arrow")
+        return self.stage.file(f"{shard.name}.{self.suffix}")
 
     def facts(self, shard: Shard) -> dict[str, Any] | None:
         """Return what the manifest of a shard says, or None where the shard is not finished."""
@@ -41,6 +43,13 @@ class ShardFiles:
         """Return the shards that are not finished, the largest first."""
         todo = [shard for shard in self.corpus.shards if self.facts(shard) is None]
         return sorted(todo, key=lambda shard: (-shard.num_rows, shard.name))
+
+
+@dataclass(frozen=True)
+class ShardFiles(ShardStage):
+    """The files of a stage that has one Arrow file per shard of the corpus."""
+
+    suffix = "arrow"
 
     def write(self, shard: Shard, table: pa.Table, **facts: Any) -> None:  # noqa: ANN401  JSON values
         """Write and commit the file of a shard."""

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,7 +32,7 @@ from scalemine.mining.encoder import Encoder, Pieces
 from scalemine.mining.probe import Probe
 from scalemine.mining.sampling import Row, fetch_rows, sample_places
 from scalemine.mining.similarity import STEPS_PER_UNIT, Normal, Tails
-from scalemine.shards import OnRows, matrix, matrix_column, read_arrow, write_arrow
+from scalemine.shards import OnRows, ShardStage, matrix, matrix_column, read_arrow, write_arrow
 from scalemine.store import Stage, read_json, write_json, write_whole
 
 FloatArray = NDArray[np.float64]
@@ -289,25 +288,10 @@ def read_plan(stage: Stage) -> dict[str, Any] | None:
 
 
 @dataclass(frozen=True)
-class KeptShards:
+class KeptShards(ShardStage):
     """The shards of the corpus with only the tweets that may be wanted, in their order."""
 
-    stage: Stage
-    corpus: Corpus
-
-    def path(self, shard: Shard) -> Path:
-        """Return the file of a shard."""
-        return self.stage.file(f"{shard.name}.parquet")
-
-    def facts(self, shard: Shard) -> dict[str, Any] | None:
-        """Return what the manifest of a shard says, or None where the shard is not finished."""
-        manifest: dict[str, Any] | None = self.stage.manifest(self.path(shard))
-        return manifest if manifest and manifest["input"] == shard.sha256 else None
-
-    def missing(self) -> list[Shard]:
-        """Return the shards that are not finished, the largest first."""
-        todo = [shard for shard in self.corpus.shards if self.facts(shard) is None]
-        return sorted(todo, key=lambda shard: (-shard.num_rows, shard.name))
+    suffix = "parquet"
 
     def as_corpus(self) -> Corpus:
         """Return what is kept as a corpus; shards of which nothing is kept are left out."""

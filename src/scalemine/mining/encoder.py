@@ -83,8 +83,7 @@ class Pieces:
 
     def read(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the tokens of texts as they come, without special ones."""
-        prepared = [self.normalise(text) for text in texts]
-        prepared = [self.prompt + (text.lower() if self.lower_case else text) for text in prepared]
+        prepared = _prompted([self.normalise(text) for text in texts], self.prompt, self.lower_case)
         found = self.tokenizer.encode_batch_fast(prepared, add_special_tokens=False)
         return [encoding.ids[: self.most] for encoding in found]
 
@@ -126,7 +125,7 @@ class Encoder:
         """Return the tokens of texts that were normalised, cut to ``max_length`` and counted where they were."""
         if not texts:
             return Tokens([], 0)
-        prepared = [self._prompt + (text.lower() if self._lower_case else text) for text in texts]
+        prepared = _prompted(texts, self._prompt, self._lower_case)
         with self._tokenizer_lock:
             return self._tokenise(prepared)
 
@@ -244,6 +243,11 @@ class Encoder:
             features = module(features)
         vectors_BD = torch.nn.functional.normalize(features["sentence_embedding"][:num_rows].float(), dim=1)
         return vectors_BD.cpu().numpy()
+
+
+def _prompted(texts: Sequence[str], prompt: str, lower_case: bool) -> list[str]:
+    """Return normalised texts as the tokeniser gets them."""
+    return [prompt + (text.lower() if lower_case else text) for text in texts]
 
 
 def _num_copies(num_rows: int, length: int) -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-import logging
 import sys
 import warnings
 from collections.abc import Callable
@@ -20,8 +19,6 @@ import torch
 
 from scalemine.config import InputError
 from scalemine.models import first_line, max_positions
-
-logger = logging.getLogger(__name__)
 
 # What each engine computes in, on a CPU. PyTorch computes in everything, on every device.
 PRECISIONS = {"onednn": ("float32",), "openvino": ("float32", "bfloat16")}
