@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from scalemine.cli import main
+from scalemine.lease import hold_workdir
 from scalemine.report.comparison import FORMAT
 from scalemine.store import Workdir, read_json
 from sweep.sweeps import write_arms
@@ -173,7 +174,7 @@ def test_workdir_that_cannot_be_written(call: Any, write_config: Any, tmp_path: 
 
 
 def test_workdir_that_another_run_holds(call: Any, write_config: Any, tmp_path: Path) -> None:
-    with Workdir(tmp_path / "work").lock():
+    with hold_workdir(tmp_path / "work"):
         ended = call("mine", write_config())
     assert ended.code == 2
     assert f"in use by another run (process {os.getpid()} on " in ended.refusal

@@ -148,6 +148,27 @@ def test_wrong_value_names_key_and_value(write: Any, override: str, where: str, 
     assert got in message
 
 
+def test_a_cluster_is_named(write: Any) -> None:
+    assert "compute.address: expected local, or host:port" in refusal(write(SMALLEST), "compute.address=auto")
+    assert load_config(write(SMALLEST), ["compute.address=head:6379"]).compute.address == "head:6379"
+
+
+@pytest.mark.parametrize(
+    "key", ["corpus.uri", "positives.uri", "train.train_uri", "train.test_uris.a", "encoder.model", "why", "workdir"]
+)
+def test_no_key_takes_a_password(write: Any, key: str) -> None:
+    for uri in ("s3://me:planted@bucket/a", "s3://bucket/a?secret_key=planted"):
+        said = refusal(write(SMALLEST), f"{key}={uri}")
+        assert f"{key.removesuffix('.a')}: expected no password in a URI" in said
+        assert "planted" not in said
+
+
+def test_a_wrong_value_says_no_secret(write: Any) -> None:
+    assert "planted" not in refusal(write(SMALLEST), "seed=s3://me:planted@bucket/a")
+    assert "planted" not in refusal(write(SMALLEST | {"corpus": "s3://me:planted@bucket/a"}))
+    assert "planted" not in refusal(write(SMALLEST), "sweep.space={seed: 's3://me:planted@b'}")
+
+
 def test_inline_with_several_workers(write: Any) -> None:
     message = refusal(write(SMALLEST), "compute.workers=4")
     assert "workers=4" in message

@@ -13,15 +13,12 @@ import json
 import os
 import re
 import shutil
-import socket
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from scalemine.config import InputError
 
@@ -336,31 +333,6 @@ class Workdir:
         """The report, one HTML file."""
         return self.root / "report.html"
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the work directory for this process; the lock goes with the process, however that ends.
-
-        Raises:
-            InputError: The folder cannot be written, or another run holds it.
-        """
-        path, owner = self.root / ".lock", self.root / ".lock.owner"
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path, timeout=0)
-            lock.acquire()
-        except Timeout:
-            holder = owner.read_text(encoding="utf-8").strip() if owner.exists() else "unknown process"
-            raise InputError(
-                f"{self.root}: in use by another run ({holder}); wait for it, or use another workdir"
-            ) from None
-        except OSError as error:
-            raise InputError(
-                f"{self.root}: workdir cannot be written ({error.strerror}); choose a folder you may write"
-            ) from None
-        try:
-            _sweep(self.root.glob(".*.tmp"))
-            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}\n", "utf-8")
-            yield
-        finally:
-            owner.unlink(missing_ok=True)
-            lock.release()
+    def discard_leftovers(self) -> None:
+        """Remove what a killed run left half written beside the stages."""
+        _sweep(self.root.glob(".*.tmp"))
