@@ -633,6 +633,28 @@ def export(
         print(line)
 
 
+@app.command()
+def doctor(
+    security: Annotated[bool, typer.Option("--security", help="what is open to others, and how to close it")] = False,
+    workdir: Annotated[Path | None, typer.Option("--workdir", metavar="DIR", help="look at this folder, too")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what this machine has, or what on it is open to others: each with the line that mends it."""
+    from scalemine.doctor import findings
+
+    found = findings(security=security, workdir=workdir)
+    if as_json:
+        print(json.dumps({"findings": [vars(one) for one in found]}, indent=1, ensure_ascii=False))
+    else:
+        width = max(len(one.what) for one in found)
+        for one in found:
+            print(f"{one.status:<4}  {one.what:<{width}}  {one.value}")
+            if one.mend:
+                print(f"{'':<4}  {'to mend':>{width}}: {one.mend}")
+    if security and any(one.status == "open" for one in found):
+        sys.exit(EXIT_FAILED)
+
+
 def _print_scores(value: Any, scores: dict[str, Any], as_json: bool) -> None:  # noqa: ANN401  JSON
     if as_json:
         print(json.dumps(value, indent=1, ensure_ascii=False))
@@ -830,6 +852,7 @@ def main() -> None:
     # Read when a tensor library starts its threads: they sleep while they wait. Where other work has the cores, threads
     # that turn in circles make each step ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from scalemine.config import InputError, RunError
     from scalemine.executor import Stopped
 
