@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from damage import damage
 from scalemine.config import InputError
 from scalemine.store import (
     Stage,
@@ -235,6 +237,38 @@ def test_manifest_is_not_accepted_without_its_file_or_half_or_of_another_stage(t
     assert stage.manifest(path) is not None
     path.unlink()
     assert stage.manifest(path) is None
+
+
+@pytest.mark.parametrize("seeds", [range(100), pytest.param(range(100, 1_100), marks=pytest.mark.slow)])
+def test_damaged_marks_and_manifests(tmp_path: Path, seeds: range) -> None:
+    stage = open_with(tmp_path / "s", tails="both")
+    path = stage.file("a")
+    path.write_bytes(b"12345")
+    stage.commit(path, rows=5)
+    mark, manifest = tmp_path / "s" / "stage.json", tmp_path / "s" / "a.json"
+    contents = {one: one.read_bytes() for one in (mark, manifest)}
+    refused = unfinished = 0
+    for seed in seeds:
+        chance = random.Random(seed)
+        one = chance.choice([mark, manifest])
+        one.write_bytes(damage(contents[one], chance))
+        try:
+            unfinished += open_with(tmp_path / "s", tails="both").manifest(path) is None
+        except InputError:
+            assert one == mark, seed  # a manifest that is damaged is none: its file is made again
+            refused += 1
+        except Exception as error:
+            raise AssertionError(f"seed {seed}, {one.name}: {one.read_bytes()!r}") from error
+        one.write_bytes(contents[one])
+    assert refused > len(seeds) / 5
+    assert unfinished > len(seeds) / 5
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000, b'{"a": 1e'])
+def test_json_that_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"a.json: damaged, no JSON"):
+        read_json(tmp_path / "a.json")
 
 
 def test_leftovers_of_a_killed_run_go(tmp_path: Path) -> None:

@@ -808,12 +808,12 @@ def load_config(path: Path, overrides: list[str] | None = None, *, needs: Sequen
         InputError: The file is not there or not YAML, or a key or value is not one that is known.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such config file (expected a YAML file; see configs/)") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a config file: {error}") from None
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected sections such as 'corpus:' and 'positives:', got {type(values).__name__}")
@@ -852,6 +852,18 @@ def dotted_keys() -> list[str]:
     return keys
 
 
+def _parse(text: str) -> Any:  # noqa: ANN401  whatever YAML says
+    """Return the value of YAML.
+
+    Raises:
+        ValueError: It is none; also where it names a day that there is not, or is nested too deeply.
+    """
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+
+
 def _apply_override(values: dict[str, Any], override: str) -> None:
     """Lay ``a.b=c`` over nested values; the right side is read as YAML, so 3 is a number and [1, 2] a list."""
     match = re.fullmatch(r"([A-Za-z_][\w.]*)=(.*)", override, flags=re.DOTALL)
@@ -868,8 +880,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             raise InputError(f"--set {override}: {section} is a value, not a section")
         values = inner
     try:
-        values[key] = yaml.safe_load(match[2])
-    except yaml.YAMLError:
+        values[key] = _parse(match[2])
+    except ValueError:
         raise InputError(f"--set {override}: the value is not YAML (quote it?)") from None
 
 

@@ -80,8 +80,18 @@ def write_json(path: Path, value: Json) -> None:
 
 
 def read_json(path: Path) -> Json:
-    """Return the value in a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Return the value in a JSON file.
+
+    Raises:
+        InputError: There is no JSON in it.
+        FileNotFoundError: It is not there.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: damaged, no JSON ({str(error)[:80]}); put it back, or remove its folder and run again"
+        ) from None
 
 
 def file_sha256(path: Path) -> str:
@@ -128,7 +138,7 @@ class Stage:
         try:
             manifest = read_json(self._manifest_path(path))
             whole = manifest["bytes"] == path.stat().st_size and manifest["stage"] == self.fingerprint
-        except (FileNotFoundError, json.JSONDecodeError, KeyError):
+        except (FileNotFoundError, InputError, KeyError, TypeError):
             return None
         return manifest if whole else None
 
@@ -156,7 +166,7 @@ def open_stage(
     now = json.loads(json.dumps({"version": version, "settings": settings, "inputs": inputs}, default=str))
     mark = folder / "stage.json"
     if mark.exists():
-        before = read_json(mark)
+        before = _read_mark(mark)
         has_work = any(path != mark and not path.name.startswith(".") for path in folder.iterdir())
         if before != now and has_work and not redo:
             differences = "; ".join(_differences(before, now))
@@ -174,6 +184,17 @@ def open_stage(
     if not mark.exists():
         write_json(mark, now)
     return Stage(folder, fingerprint(now))
+
+
+def _read_mark(mark: Path) -> Json:
+    found = read_json(mark)
+    if not (
+        isinstance(found, dict)
+        and found.keys() == {"version", "settings", "inputs"}
+        and all(isinstance(found[part], dict) for part in ("settings", "inputs"))
+    ):
+        raise InputError(f"{mark}: damaged (expected version, settings and inputs); remove {mark.parent} and run again")
+    return found
 
 
 def _sweep(leftovers: Iterable[Path]) -> None:
