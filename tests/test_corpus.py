@@ -311,7 +311,7 @@ def test_a_damaged_corpus_is_read_or_refused(tmp_path, num_seeds):
     expected, refused = rows(whole), 0
     files = sorted(path for path in whole.folder.rglob("*") if path.suffix in {".json", ".parquet"})
     assert {path.name for path in files} >= {"corpus.json", "stage.json", "00000.parquet"}
-    config = CorpusConfig(uri=str(tmp_path / "in"), rows_per_shard=2)
+    config = CorpusConfig(uri=str(tmp_path / "in" / "tweets.jsonl"), rows_per_shard=2)
     for seed in range(num_seeds):
         chance = random.Random(seed)
         path = chance.choice(files)
