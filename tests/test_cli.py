@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from scalemine.cli import main
+from scalemine.lease import hold_workdir
 from scalemine.report.comparison import FORMAT
 from scalemine.store import Workdir, read_json
 from sweep.sweeps import write_arms
@@ -173,10 +174,40 @@ def test_workdir_that_cannot_be_written(call: Any, write_config: Any, tmp_path: 
 
 
 def test_workdir_that_another_run_holds(call: Any, write_config: Any, tmp_path: Path) -> None:
-    with Workdir(tmp_path / "work").lock():
+    with hold_workdir(tmp_path / "work"):
         ended = call("mine", write_config())
     assert ended.code == 2
     assert f"in use by another run (process {os.getpid()} on " in ended.refusal
+
+
+def test_doctor(call: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scalemine import doctor
+
+    found = [doctor.Finding("a", "fine"), doctor.Finding("bcd", "amiss", "open", "chmod 600 x")]
+    monkeypatch.setattr(doctor, "findings", lambda **asked: found[: 2 if asked["workdir"] == tmp_path else 1])
+    assert call("doctor", "--security").code == 0
+    ended = call("doctor", "--security", "--workdir", tmp_path)
+    assert ended.code == 1
+    assert [" ".join(line.split()) for line in ended.out.splitlines()] == [
+        "ok a fine", "open bcd amiss", "to mend: chmod 600 x",
+    ]  # fmt: skip
+    ended = call("doctor", "--workdir", tmp_path, "--json")
+    assert ended.code == 0  # only --security judges
+    assert json.loads(ended.out)["findings"][1] == {
+        "what": "bcd", "value": "amiss", "status": "open", "mend": "chmod 600 x",
+    }  # fmt: skip
+
+
+def test_logs_and_errors_show_no_secret(
+    call: Any, write_config: Any, monkeypatch: pytest.MonkeyPatch, few_tweets: Path
+) -> None:
+    monkeypatch.setenv("MY_API_KEY", "planted-in-the-environment")
+    ended = call("mine", write_config(), "--set", "corpus.uri=s3://me:planted@bucket/a")
+    assert (ended.code, "planted" in ended.err) == (2, False)
+    ended = call("mine", "planted-in-the-environment.yaml")
+    assert (ended.code, "***.yaml: no such config file" in ended.refusal) == (2, True)
+    ended = call("import", "s3://me:planted@bucket/a", "--to", few_tweets.parent / "corpus")
+    assert (ended.code, "planted" in ended.err) == (2, False)
 
 
 def test_corpus_inside_its_own_workdir(call: Any, write_config: Any, tmp_path: Path) -> None:

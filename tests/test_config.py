@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import random
 import re
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
+from damage import damage
 from scalemine.config import MINING_SECTIONS, Config, InputError, check_values, dotted_keys, load_config
 
 ROOT = Path(__file__).parents[1]
@@ -146,6 +148,83 @@ def test_wrong_value_names_key_and_value(write: Any, override: str, where: str, 
     message = refusal(write(SMALLEST), override)
     assert where in message
     assert got in message
+
+
+def test_a_cluster_is_named(write: Any) -> None:
+    assert "compute.address: expected local, or host:port" in refusal(write(SMALLEST), "compute.address=auto")
+    assert load_config(write(SMALLEST), ["compute.address=head:6379"]).compute.address == "head:6379"
+
+
+@pytest.mark.parametrize(
+    "key", ["corpus.uri", "positives.uri", "train.train_uri", "train.test_uris.a", "encoder.model", "why", "workdir"]
+)
+def test_no_key_takes_a_password(write: Any, key: str) -> None:
+    for uri in ("s3://me:planted@bucket/a", "s3://bucket/a?secret_key=planted"):
+        said = refusal(write(SMALLEST), f"{key}={uri}")
+        assert f"{key.removesuffix('.a')}: expected no password in a URI" in said
+        assert "planted" not in said
+
+
+def test_a_wrong_value_says_no_secret(write: Any) -> None:
+    assert "planted" not in refusal(write(SMALLEST), "seed=s3://me:planted@bucket/a")
+    assert "planted" not in refusal(write(SMALLEST | {"corpus": "s3://me:planted@bucket/a"}))
+    assert "planted" not in refusal(write(SMALLEST), "sweep.space={seed: 's3://me:planted@b'}")
+
+
+def replaced(value: Any, chance: random.Random) -> Any:
+    """Return a value with one of its inner values, or itself, in the place of another kind of value."""
+    if isinstance(value, dict) and value and chance.random() < 0.9:
+        key = chance.choice(list(value))
+        return value | {key: replaced(value[key], chance)}
+    strange = [
+        None,
+        True,
+        -1,
+        0,
+        1e308,
+        float("nan"),
+        2**70,
+        "",
+        "x",
+        "\0",
+        "\ud800",
+        "a/b",
+        [],
+        [1],
+        [[]],
+        {},
+        {"a": 1},
+    ]
+    return chance.choice([*strange, {1: 2}, {None: []}, ["x"] * 3, {"uniform": [0, 1]}, "9" * 5000])
+
+
+@pytest.mark.parametrize("seeds", [range(50), pytest.param(range(50, 1_050), marks=pytest.mark.slow)])
+def test_damaged_configs_are_taken_or_refused(tmp_path: Path, seeds: range) -> None:
+    texts = [path.read_bytes() for path in sorted((ROOT / "configs").glob("*.yaml"))]
+    path, taken = tmp_path / "experiment.yaml", 0
+    for seed in seeds:
+        chance = random.Random(seed)
+        content, overrides = chance.choice(texts), []
+        if chance.random() < 0.5:
+            content = damage(content, chance)
+        else:
+            values = replaced(yaml.safe_load(content), chance)
+            content = yaml.safe_dump(values, allow_unicode=True).encode("utf-8", "surrogatepass")
+        if chance.random() < 0.3:
+            overrides = [damage(b"train.lr=[1, 2]", chance).decode("utf-8", "replace")]
+        path.write_bytes(content)
+        try:
+            config = load_config(path, overrides, needs=())
+        except InputError as error:
+            assert str(error) and len(str(error)) < 20_000, (
+                seed
+            )  # what is quoted may have lines; the command joins them
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {content!r} {overrides}") from error
+        else:
+            taken += 1
+            assert check_values(config.model_dump(mode="json"), "again") == config, seed
+    assert 0 < taken < len(seeds)
 
 
 def test_inline_with_several_workers(write: Any) -> None:

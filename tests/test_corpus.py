@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from damage import damage
 from scalemine.config import CorpusConfig, InputError
 from scalemine.corpus import Corpus, check_import, import_corpus, open_corpus
 
@@ -279,6 +280,75 @@ def test_a_messy_folder_adds_up(tmp_path, seed):
     check(corpus, 50)
     again = import_corpus(config, tmp_path / "again")
     assert digests(again) == digests(corpus)
+
+
+@pytest.mark.parametrize(
+    ("num_files", "num_records"), [(25, 80), pytest.param(250, 400, marks=pytest.mark.slow)], ids=["2,000", "100,000"]
+)
+def test_damaged_files_are_imported_or_refused(tmp_path, num_files, num_records):
+    endings = [".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".jsonl.gz", ".csv.zst", ".txt.bz2", ".json"]
+    read = refused = 0
+    for seed in range(num_files):
+        chance = random.Random(seed)
+        ending = endings[seed % len(endings)]
+        form, _, codec = ending[1:].partition(".")
+        tweets = [
+            {"id": str(chance.randrange(10**6)), "text": f'tweet "{chance.randrange(50)}", caf\u00e9 \U0001f525'}
+            for _ in range(num_records)
+        ]
+        content = {
+            "csv": as_csv, "tsv": lambda rows: as_csv(rows, "\t"), "parquet": as_parquet,
+        }.get(form, as_jsonl)(tweets)  # fmt: skip
+        if form == "parquet":
+            content = damage(content, chance)
+        else:
+            lines = content.split(b"\n")
+            content = b"\n".join(damage(line, chance) if chance.random() < 0.4 and line else line for line in lines)
+        if codec:
+            content = compress(content, {"gz": "gzip", "zst": "zstd", "bz2": "bz2"}[codec])
+            content = damage(content, chance, 1) if chance.random() < 0.3 else content
+        path = tmp_path / f"in{seed}" / f"t{ending}"
+        path.parent.mkdir()
+        path.write_bytes(content)
+        try:
+            corpus = import_corpus(CorpusConfig(uri=str(path), rows_per_shard=100), tmp_path / f"out{seed}")
+        except InputError as error:
+            assert "\n" not in str(error), seed
+            refused += 1
+        except Exception as error:
+            raise AssertionError(f"seed {seed}, {ending}: {error}") from error
+        else:
+            check(corpus, 100)
+            read += corpus.counts["read"]
+    assert read > num_files * num_records / 2
+    assert refused < num_files / 2
+
+
+@pytest.mark.parametrize("num_seeds", [60, pytest.param(300, marks=pytest.mark.slow)])
+def test_a_damaged_corpus_is_read_or_refused(tmp_path, num_seeds):
+    whole = make(tmp_path, TWEETS, rows_per_shard=2)
+    expected, refused = rows(whole), 0
+    files = sorted(path for path in whole.folder.rglob("*") if path.suffix in {".json", ".parquet"})
+    assert {path.name for path in files} >= {"corpus.json", "stage.json", "00000.parquet"}
+    config = CorpusConfig(uri=str(tmp_path / "in" / "tweets.jsonl"), rows_per_shard=2)
+    for seed in range(num_seeds):
+        chance = random.Random(seed)
+        path = chance.choice(files)
+        content = path.read_bytes()
+        path.write_bytes(damage(content, chance))
+        try:
+            corpus = open_corpus(whole.folder)
+            found = [row for shard in corpus.shards for row in corpus.read(shard).to_pylist()]
+            check_import(config, whole.folder)
+        except InputError as error:
+            assert "\n" not in str(error)
+            refused += 1
+        except Exception as error:
+            raise AssertionError(f"seed {seed}, {path.name}: {error!r}") from error
+        else:
+            assert found == expected or path.suffix == ".json", seed
+        path.write_bytes(content)
+    assert num_seeds / 4 < refused < num_seeds
 
 
 def test_rejects_say_where_and_why(tmp_path):

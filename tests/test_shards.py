@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import random
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from damage import damage
 from mining import oracles
+from scalemine.config import InputError
 from scalemine.executor import InlineExecutor, Stopped, StopSignals
 from scalemine.shards import Embeddings, ShardJob, matrix, matrix_column, read_arrow, run_shards, write_arrow
 
@@ -176,3 +180,23 @@ def test_jobs_that_are_stopped(corpus):
     with pytest.raises(Stopped):
         run_shards(InlineExecutor(signals), make_worker, [ShardJob(shard) for shard in corpus.shards], count)
     assert 0 < len(counted) < len(corpus.shards)
+
+
+@pytest.mark.parametrize("num_seeds", [100, pytest.param(1_000, marks=pytest.mark.slow)])
+def test_a_damaged_file_is_read_or_refused(tmp_path: Path, num_seeds: int) -> None:
+    vectors = matrix_column(np.eye(4, 8, dtype=np.float16), np.array([True, True, False, True]))
+    whole = tmp_path / "whole.arrow"
+    write_arrow(whole, pa.table({"id": pa.array(list("abcd")), "vector": vectors}))
+    refused = 0
+    for seed in range(num_seeds):
+        path = tmp_path / f"{seed}.arrow"  # a new one each time, as the last may still be mapped
+        path.write_bytes(damage(whole.read_bytes(), random.Random(seed), 1))
+        try:
+            table = read_arrow(path)
+        except InputError as error:
+            assert "damaged" in str(error) and "\n" not in str(error)
+            refused += 1
+        else:
+            assert isinstance(table, pa.Table)
+        path.unlink()
+    assert num_seeds / 4 < refused < num_seeds

@@ -1,14 +1,15 @@
 from __future__ import annotations
 
 import json
+import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
+from damage import damage
 from scalemine.config import InputError
 from scalemine.store import (
     Stage,
@@ -20,15 +21,6 @@ from scalemine.store import (
     write_whole,
     write_whole_folder,
 )
-
-HOLD_THE_LOCK = """
-import sys, time
-from pathlib import Path
-from scalemine.store import Workdir
-with Workdir(Path(sys.argv[1])).lock():
-    print("held", flush=True)
-    time.sleep(60)
-"""
 
 
 def names(folder: Path) -> set[str]:
@@ -247,37 +239,44 @@ def test_manifest_is_not_accepted_without_its_file_or_half_or_of_another_stage(t
     assert stage.manifest(path) is None
 
 
-def test_lock_refuses_a_second_process_and_goes_with_a_killed_one(tmp_path: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD_THE_LOCK, str(tmp_path / "work")], stdout=subprocess.PIPE, text=True
-    ) as holder:
+@pytest.mark.parametrize("seeds", [range(100), pytest.param(range(100, 1_100), marks=pytest.mark.slow)])
+def test_damaged_marks_and_manifests(tmp_path: Path, seeds: range) -> None:
+    stage = open_with(tmp_path / "s", tails="both")
+    path = stage.file("a")
+    path.write_bytes(b"12345")
+    stage.commit(path, rows=5)
+    mark, manifest = tmp_path / "s" / "stage.json", tmp_path / "s" / "a.json"
+    contents = {one: one.read_bytes() for one in (mark, manifest)}
+    refused = unfinished = 0
+    for seed in seeds:
+        chance = random.Random(seed)
+        one = chance.choice([mark, manifest])
+        one.write_bytes(damage(contents[one], chance))
         try:
-            assert holder.stdout is not None
-            assert holder.stdout.readline() == "held\n"
-            with pytest.raises(InputError, match=f"in use by another run .process {holder.pid} on "):
-                with Workdir(tmp_path / "work").lock():
-                    pass
-        finally:
-            holder.kill()
-    with Workdir(tmp_path / "work").lock():
-        pass
+            unfinished += open_with(tmp_path / "s", tails="both").manifest(path) is None
+        except InputError:
+            assert one == mark, seed  # a manifest that is damaged is none: its file is made again
+            refused += 1
+        except Exception as error:
+            raise AssertionError(f"seed {seed}, {one.name}: {one.read_bytes()!r}") from error
+        one.write_bytes(contents[one])
+    assert refused > len(seeds) / 5
+    assert unfinished > len(seeds) / 5
 
 
-def test_lock_is_free_after_use_and_after_a_failure(tmp_path: Path) -> None:
-    for _ in range(2):
-        with pytest.raises(ZeroDivisionError):
-            with Workdir(tmp_path / "work").lock():
-                raise ZeroDivisionError
-    started = time.monotonic()
-    with Workdir(tmp_path / "work").lock():
-        assert time.monotonic() - started < 1
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[" * 100_000, b'{"a": 1e'])
+def test_json_that_is_none(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"a.json: damaged, no JSON"):
+        read_json(tmp_path / "a.json")
 
 
-def test_lock_of_a_folder_that_cannot_be_made(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="workdir cannot be written"):
-        with Workdir(tmp_path / "file" / "work").lock():
-            pass
+def test_leftovers_of_a_killed_run_go(tmp_path: Path) -> None:
+    (tmp_path / ".a.parquet.1.2.tmp").write_text("half")
+    (tmp_path / ".b.3.4.tmp").mkdir()
+    (tmp_path / "c.tmp").write_text("of the user")
+    Workdir(tmp_path).discard_leftovers()
+    assert names(tmp_path) == {"c.tmp"}
 
 
 def test_names_of_the_work_directory(tmp_path: Path) -> None:

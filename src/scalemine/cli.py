@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
+from scalemine.redaction import redact_text
+
 if TYPE_CHECKING:
     from scalemine.config import Config
     from scalemine.executor import Advance, Executor, StopSignals
@@ -102,7 +104,7 @@ def import_command(
     from scalemine.config import CorpusConfig
     from scalemine.corpus import import_corpus
     from scalemine.executor import StopSignals
-    from scalemine.store import Workdir
+    from scalemine.lease import hold_workdir
 
     with _options_named():
         config = CorpusConfig(
@@ -112,7 +114,7 @@ def import_command(
             keep=tuple(keep or ()),
             rows_per_shard=rows_per_shard,
         )
-        with Workdir(to).lock(), StopSignals() as signals, _show("import", None) as advance:
+        with hold_workdir(to), StopSignals() as signals, _show("import", None) as advance:
 
             def read(rows: int) -> None:
                 signals.raise_if_requested()
@@ -330,6 +332,7 @@ def train(
 
     from scalemine.config import load_config
     from scalemine.executor import StopSignals
+    from scalemine.lease import hold_workdir
     from scalemine.store import Workdir
     from scalemine.training.runs import describe_plan, run_training
 
@@ -339,7 +342,7 @@ def train(
             print(line)
         return
     workdir = Workdir(loaded.workdir)
-    with workdir.lock(), StopSignals() as signals:
+    with hold_workdir(workdir.root), StopSignals() as signals:
         if loaded.train.is_baseline:
             from scalemine.frozen import embed_examples
 
@@ -371,6 +374,7 @@ def sweep(
 ) -> None:
     """Train every arm and point of a space in every fold and with every seed; call again to go on."""
     from scalemine.executor import StopSignals
+    from scalemine.lease import hold_workdir
     from scalemine.store import Workdir
     from scalemine.sweep.driver import describe_sweep, run_sweep
     from scalemine.sweep.status import StatusReader
@@ -382,7 +386,7 @@ def sweep(
             print(line)
         return
     workdir = Workdir(loaded.workdir)
-    with workdir.lock(), StopSignals() as signals, _watch(workdir, name):
+    with hold_workdir(workdir.root), StopSignals() as signals, _watch(workdir, name):
         outcome = run_sweep(loaded, name, signals=signals, redo=redo)
     _print_sweep(StatusReader(workdir, workdir.sweeps / name).read())
     print(f"to compare: scalemine compare {loaded.workdir} --sweep {name}")
@@ -466,6 +470,7 @@ def map_command(
     from scalemine.config import InputError, load_config
     from scalemine.executor import StopSignals
     from scalemine.frozen import embed_examples
+    from scalemine.lease import hold_workdir
     from scalemine.report.labels import projection_page
     from scalemine.store import Workdir
     from scalemine.training.multilabel.baseline_trainer import vectors_of
@@ -473,7 +478,7 @@ def map_command(
 
     loaded = load_config(config, overrides, needs=())
     workdir = Workdir(loaded.workdir)
-    with workdir.lock(), StopSignals() as signals:
+    with hold_workdir(workdir.root), StopSignals() as signals:
         tweets = embed_examples(loaded, signals=signals, show=_show, train_only=True).train
         if tweets.num_rows < MIN_ROWS:
             raise InputError(f"{tweets.uri}: a map needs at least {MIN_ROWS} tweets, and there are {tweets.num_rows}")
@@ -628,6 +633,28 @@ def export(
         print(line)
 
 
+@app.command()
+def doctor(
+    security: Annotated[bool, typer.Option("--security", help="what is open to others, and how to close it")] = False,
+    workdir: Annotated[Path | None, typer.Option("--workdir", metavar="DIR", help="look at this folder, too")] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what this machine has, or what on it is open to others: each with the line that mends it."""
+    from scalemine.doctor import findings
+
+    found = findings(security=security, workdir=workdir)
+    if as_json:
+        print(json.dumps({"findings": [vars(one) for one in found]}, indent=1, ensure_ascii=False))
+    else:
+        width = max(len(one.what) for one in found)
+        for one in found:
+            print(f"{one.status:<4}  {one.what:<{width}}  {one.value}")
+            if one.mend:
+                print(f"{'':<4}  {'to mend':>{width}}: {one.mend}")
+    if security and any(one.status == "open" for one in found):
+        sys.exit(EXIT_FAILED)
+
+
 def _print_scores(value: Any, scores: dict[str, Any], as_json: bool) -> None:  # noqa: ANN401  JSON
     if as_json:
         print(json.dumps(value, indent=1, ensure_ascii=False))
@@ -675,12 +702,12 @@ def _run(
         _print_plan(config, check, redo)
         return
     from scalemine.executor import StopSignals, make_executor
+    from scalemine.lease import hold_workdir
     from scalemine.pipeline import Run
-    from scalemine.store import Workdir
 
     wants_gpu = config.encoder.device != "cpu"
     with (
-        Workdir(config.workdir).lock(),
+        hold_workdir(config.workdir),
         StopSignals() as signals,
         make_executor(config.compute, signals=signals, wants_gpu=wants_gpu) as where,
     ):
@@ -790,6 +817,13 @@ def _log_progress(stage: str, total: int | None) -> Advance:
     return advance
 
 
+class _Redacting(logging.Formatter):
+    """Leaves secrets out of what is logged, tracebacks included."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return redact_text(super().format(record))
+
+
 def _set_up_logging() -> None:
     from rich.console import Console
     from rich.logging import RichHandler
@@ -798,10 +832,10 @@ def _set_up_logging() -> None:
         handler: logging.Handler = RichHandler(
             console=Console(stderr=True), show_path=False, show_time=False, markup=False
         )
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Redacting("%(message)s"))
     else:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        handler.setFormatter(_Redacting("%(asctime)s %(levelname)s %(message)s"))
     logger = logging.getLogger("scalemine")
     logger.handlers = [handler]
     logger.setLevel(os.environ.get("SCALEMINE_LOG", "INFO").upper())
@@ -809,7 +843,7 @@ def _set_up_logging() -> None:
 
 
 def _fail(code: int, message: str) -> NoReturn:
-    print(f"scalemine: {message}", file=sys.stderr)
+    print(f"scalemine: {redact_text(message)}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -818,6 +852,7 @@ def main() -> None:
     # Read when a tensor library starts its threads: they sleep while they wait. Where other work has the cores, threads
     # that turn in circles make each step ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from scalemine.config import InputError, RunError
     from scalemine.executor import Stopped
 

@@ -8,14 +8,23 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
-from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
+from scalemine.redaction import has_credentials, redact_text
 from scalemine.text import NORMALISERS
 
 
@@ -31,6 +40,25 @@ class Section(BaseModel):
     """A section of the configuration: immutable, and closed to keys it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", str_strip_whitespace=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_credentials(cls, value: object, info: ValidationInfo) -> object:
+        # The configuration is written into the workdir, the logs and the report. A section looks at its own keys.
+        kind = cls.model_fields[info.field_name or ""].annotation
+        is_section = isinstance(kind, type) and issubclass(kind, Section)
+        if not is_section and any(has_credentials(text) for text in _texts(value)):
+            raise ValueError("expected no password in a URI, got one; give credentials by the environment instead")
+        return value
+
+
+def _texts(value: object) -> Iterator[str]:
+    """Yield the texts of a value that is no section: itself, or those of a list or of a mapping's values."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for one in value.values() if isinstance(value, Mapping) else value:
+            yield from _texts(one)
 
 
 def _as_list(value: object) -> object:
@@ -69,14 +97,6 @@ class CorpusConfig(Section):
     max_ratio: float = Field(200.0, gt=1, description="a file that decompresses to more times its size is given up")
 
     _lists = field_validator("uri", "id", "keep", mode="before")(_as_list)
-
-    @field_validator("uri")
-    @classmethod
-    def _no_secrets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        # The configuration is written into the workdir and the report.
-        if any(urlsplit(uri).password for uri in value):
-            raise ValueError("expected no password in a URI, got one; give credentials by the environment instead")
-        return value
 
 
 class PositivesConfig(Section):
@@ -724,11 +744,19 @@ class ComputeConfig(Section):
     executor: Literal["inline", "ray"] = "inline"
     workers: int = Field(1, ge=1, description="Ray actors; each loads the encoder once")
     threads: int | None = Field(None, ge=1, description="threads of one worker; None: its share of the cores")
-    address: str = Field("local", description="local, auto, or the address of a running Ray cluster")
+    address: str = Field("local", description="local, or host:port of a running Ray cluster")
     gpus_per_worker: float | None = Field(None, ge=0, description="None: 1 where the cluster has GPUs, else 0")
     price_per_hour: float | None = Field(
         None, ge=0, description="dollars per hour of one worker; None: as scalemine/prices.yaml says, or not known"
     )
+
+    @field_validator("address")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        # On a shared machine auto may find the cluster of somebody else.
+        if value == "auto":
+            raise ValueError("expected local, or host:port of a cluster (in a Ray job: $RAY_ADDRESS); got 'auto'")
+        return value
 
     @model_validator(mode="after")
     def _inline_is_one(self) -> ComputeConfig:
@@ -813,12 +841,12 @@ def load_config(path: Path, overrides: list[str] | None = None, *, needs: Sequen
         InputError: The file is not there or not YAML, or a key or value is not one that is known.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = _parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such config file (expected a YAML file; see configs/)") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a config file: {error}") from None
-    except yaml.YAMLError as error:
+    except ValueError as error:
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected sections such as 'corpus:' and 'positives:', got {type(values).__name__}")
@@ -857,6 +885,18 @@ def dotted_keys() -> list[str]:
     return keys
 
 
+def _parse(text: str) -> Any:  # noqa: ANN401  whatever YAML says
+    """Return the value of YAML.
+
+    Raises:
+        ValueError: It is none; also where it names a day that there is not, or is nested too deeply.
+    """
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise ValueError(str(error)) from None
+
+
 def _apply_override(values: dict[str, Any], override: str) -> None:
     """Lay ``a.b=c`` over nested values; the right side is read as YAML, so 3 is a number and [1, 2] a list."""
     match = re.fullmatch(r"([A-Za-z_][\w.]*)=(.*)", override, flags=re.DOTALL)
@@ -873,8 +913,8 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
             raise InputError(f"--set {override}: {section} is a value, not a section")
         values = inner
     try:
-        values[key] = yaml.safe_load(match[2])
-    except yaml.YAMLError:
+        values[key] = _parse(match[2])
+    except ValueError:
         raise InputError(f"--set {override}: the value is not YAML (quote it?)") from None
 
 
@@ -891,7 +931,7 @@ def _explain(source: str, problem: Any) -> str:  # noqa: ANN401  pydantic's Erro
         return f"{source}: {where or 'config'}: missing; it has no default and must be given"
     message = problem["msg"].removeprefix("Value error, ")
     got = "" if "got" in message or isinstance(problem["input"], dict) else f", got {problem['input']!r}"
-    return f"{source}: {where}{': ' if where else ''}{message}{got}"
+    return redact_text(f"{source}: {where}{': ' if where else ''}{message}{got}")
 
 
 def _known_keys(sections: list[str]) -> list[str]:

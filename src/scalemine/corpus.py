@@ -95,33 +95,49 @@ class Corpus:
         return self.folder / _REJECTS_FILE
 
     def read(self, shard: Shard, columns: Sequence[str] | None = None) -> pa.Table:
-        """Return the rows of a shard: id, text and the kept columns, all strings; or only some of the columns."""
-        with pq.ParquetFile(shard.path) as file:
-            return file.read(columns=None if columns is None else list(columns))
+        """Return the rows of a shard: id, text and the kept columns, all strings; or only some of the columns.
+
+        Raises:
+            InputError: The file is damaged.
+        """
+        try:
+            with pq.ParquetFile(shard.path, page_checksum_verification=True) as file:
+                table = file.read(columns=None if columns is None else list(columns))
+            wanted = self.columns if columns is None else columns
+            if table.num_rows != shard.num_rows or set(table.column_names) != set(wanted):
+                raise ValueError(f"{table.num_rows} rows of {', '.join(table.column_names)}")
+        except (OSError, ValueError, pa.ArrowException) as error:
+            said = " ".join(str(error).split())[:120]
+            raise InputError(f"{shard.path}: damaged ({said}); remove {self.folder} and import again") from None
+        return table
 
 
 def open_corpus(folder: Path) -> Corpus:
     """Return the corpus that was imported into a folder.
 
     Raises:
-        InputError: There is none, or its shards are gone.
+        InputError: There is none, it is damaged, or its shards are gone.
     """
     try:
         facts = read_json(folder / _CORPUS_FILE)
     except FileNotFoundError:
         raise InputError(f"{folder}: no imported corpus (expected {_CORPUS_FILE} in it); import one first") from None
-    home = Path(facts["shards_in"] or folder)
-    shards = tuple(
-        Shard(entry["name"], _shard_path(home, entry["name"]), entry["rows"], entry["sha256"])
-        for entry in facts["shards"]
-    )
-    missing = [shard.path for shard in shards if not shard.path.exists()]
+    try:
+        home = Path(facts["shards_in"] or folder)
+        shards = tuple(
+            Shard(entry["name"], _shard_path(home, entry["name"]), int(entry["rows"]), str(entry["sha256"]))
+            for entry in facts["shards"]
+        )
+        columns, counts = tuple(map(str, facts["columns"])), dict(facts["counts"])
+        missing = [shard.path for shard in shards if not shard.path.exists()]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{folder / _CORPUS_FILE}: damaged ({error!r}); remove {folder} and import again") from None
     if missing:
         raise InputError(
             f"{missing[0]}: shard is gone ({len(missing)} of {len(shards)}); "
             f"put {home} back, or remove {folder} and import again"
         )
-    return Corpus(folder, shards, tuple(facts["columns"]), facts["counts"])
+    return Corpus(folder, shards, columns, counts)
 
 
 def import_corpus(

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from ipaddress import ip_address
 from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
@@ -457,6 +458,8 @@ def ray_session(config: ComputeConfig, *, num_cpus: int | None = None) -> Iterat
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if config.address == "local":
         _private_token()
+        # Else Ray takes the machine's outward address, whatever it is told, and all of its processes listen on it.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     import ray
 
     if ray.is_initialized():
@@ -464,7 +467,7 @@ def ray_session(config: ComputeConfig, *, num_cpus: int | None = None) -> Iterat
         return
     options: dict[str, Any] = {}
     if config.address == "local":
-        options = {"num_cpus": num_cpus or config.workers, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        options = {"num_cpus": num_cpus or config.workers, "include_dashboard": False}
     try:
         _knock(config.address)
         ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **options)
@@ -474,6 +477,8 @@ def ray_session(config: ComputeConfig, *, num_cpus: int | None = None) -> Iterat
             f"start one, or set compute.address=local"
         ) from None
     try:
+        if config.address == "local" and not ip_address(ray.util.get_node_ip_address()).is_loopback:
+            logger.warning("Ray was imported before this session, and listens to the network; only its token guards it")
         yield
     finally:
         ray.shutdown()

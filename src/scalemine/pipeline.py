@@ -44,6 +44,7 @@ from scalemine.mining.similarity import anchor_grid
 from scalemine.mining.strategies import kinds
 from scalemine.mining.waves import first_shards, waves
 from scalemine.models import device_name, encoder_settings, engine_settings, find_model, model_fingerprint
+from scalemine.redaction import redact
 from scalemine.shards import Embeddings
 from scalemine.store import Stage, Workdir, file_sha256, fingerprint, open_stage, read_json, write_json, write_whole
 from scalemine.throughput import Work
@@ -762,7 +763,7 @@ def write_manifest(run: Run, corpus: Corpus) -> None:
     }
     manifest = {
         "scalemine": importlib.metadata.version("scalemine"),
-        "config": run.config.model_dump(mode="json"),
+        "config": redact(run.config.model_dump(mode="json")),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "inputs": {"corpus": corpus.fingerprint, "weights": run.settings["encoder.weights"]},
         "versions": {"python": platform.python_version()}
@@ -785,7 +786,7 @@ def write_manifest(run: Run, corpus: Corpus) -> None:
         "to_review": mined.get("review"),
         "sets": run.facts.get("sets"),
         # Those of mining, where this call did not mine.
-        "warnings": run.warnings if "mined" in run.facts else before.get("warnings", run.warnings),
+        "warnings": redact(run.warnings if "mined" in run.facts else before.get("warnings", run.warnings)),
     }
     # What this call had no part in stays as the call before left it.
     known = before | _known(manifest) | {"encoder": before.get("encoder", {}) | _known(encoder)}

@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from scalemine.config import InputError
 from scalemine.corpus import Corpus, Shard
 from scalemine.executor import Executor, Outcome
 from scalemine.store import Stage, write_whole
@@ -94,8 +95,18 @@ def write_arrow(path: Path, table: pa.Table) -> None:
 
 
 def read_arrow(path: Path) -> pa.Table:
-    """Return the table in an Arrow file, memory-mapped."""
-    return pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+    """Return the table in an Arrow file, memory-mapped.
+
+    Raises:
+        InputError: The file is damaged; of its values, which have no checksum, that is not seen.
+    """
+    try:
+        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table.validate()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        said = " ".join(str(error).split())[:120]
+        raise InputError(f"{path}: damaged ({said}); remove it and {path.name}.json, and run again") from None
+    return table
 
 
 def matrix(column: pa.ChunkedArray) -> tuple[NDArray[Any], NDArray[np.bool_]]:

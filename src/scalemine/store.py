@@ -13,15 +13,12 @@ import json
 import os
 import re
 import shutil
-import socket
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from scalemine.config import InputError
 
@@ -83,8 +80,18 @@ def write_json(path: Path, value: Json) -> None:
 
 
 def read_json(path: Path) -> Json:
-    """Return the value in a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Return the value in a JSON file.
+
+    Raises:
+        InputError: There is no JSON in it.
+        FileNotFoundError: It is not there.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"{path}: damaged, no JSON ({str(error)[:80]}); put it back, or remove its folder and run again"
+        ) from None
 
 
 def file_sha256(path: Path) -> str:
@@ -131,7 +138,7 @@ class Stage:
         try:
             manifest = read_json(self._manifest_path(path))
             whole = manifest["bytes"] == path.stat().st_size and manifest["stage"] == self.fingerprint
-        except (FileNotFoundError, json.JSONDecodeError, KeyError):
+        except (FileNotFoundError, InputError, KeyError, TypeError):
             return None
         return manifest if whole else None
 
@@ -159,7 +166,7 @@ def open_stage(
     now = json.loads(json.dumps({"version": version, "settings": settings, "inputs": inputs}, default=str))
     mark = folder / "stage.json"
     if mark.exists():
-        before = read_json(mark)
+        before = _read_mark(mark)
         has_work = any(path != mark and not path.name.startswith(".") for path in folder.iterdir())
         if before != now and has_work and not redo:
             differences = "; ".join(_differences(before, now))
@@ -177,6 +184,17 @@ def open_stage(
     if not mark.exists():
         write_json(mark, now)
     return Stage(folder, fingerprint(now))
+
+
+def _read_mark(mark: Path) -> Json:
+    found = read_json(mark)
+    if not (
+        isinstance(found, dict)
+        and found.keys() == {"version", "settings", "inputs"}
+        and all(isinstance(found[part], dict) for part in ("settings", "inputs"))
+    ):
+        raise InputError(f"{mark}: damaged (expected version, settings and inputs); remove {mark.parent} and run again")
+    return found
 
 
 def _sweep(leftovers: Iterable[Path]) -> None:
@@ -341,31 +359,6 @@ class Workdir:
         """The report, one HTML file."""
         return self.root / "report.html"
 
-    @contextlib.contextmanager
-    def lock(self) -> Iterator[None]:
-        """Hold the work directory for this process; the lock goes with the process, however that ends.
-
-        Raises:
-            InputError: The folder cannot be written, or another run holds it.
-        """
-        path, owner = self.root / ".lock", self.root / ".lock.owner"
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            lock = FileLock(path, timeout=0)
-            lock.acquire()
-        except Timeout:
-            holder = owner.read_text(encoding="utf-8").strip() if owner.exists() else "unknown process"
-            raise InputError(
-                f"{self.root}: in use by another run ({holder}); wait for it, or use another workdir"
-            ) from None
-        except OSError as error:
-            raise InputError(
-                f"{self.root}: workdir cannot be written ({error.strerror}); choose a folder you may write"
-            ) from None
-        try:
-            _sweep(self.root.glob(".*.tmp"))
-            owner.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}\n", "utf-8")
-            yield
-        finally:
-            owner.unlink(missing_ok=True)
-            lock.release()
+    def discard_leftovers(self) -> None:
+        """Remove what a killed run left half written beside the stages."""
+        _sweep(self.root.glob(".*.tmp"))

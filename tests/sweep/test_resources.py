@@ -73,7 +73,7 @@ def test_cores_are_shared_out(
 
 def test_on_a_cluster_cores_are_those_that_are_asked_for(machine: SimpleNamespace) -> None:
     machine.cores, machine.free = 1, 0  # this machine does not matter
-    cluster = {"executor": "ray", "address": "auto"}
+    cluster = {"executor": "ray", "address": "head:6379"}
     assert found(20, compute=cluster).threads == 1
     assert found(20, compute=cluster, cpus_per_run=6).threads == 6
     assert found(20, compute={**cluster, "threads": 3}, gpus_per_run=1).threads == 3

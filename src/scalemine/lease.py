@@ -1,0 +1,161 @@
+"""One writer at a time in a work directory.
+
+Who writes holds a lock and a lease. The lock is the system's, goes with the process however that ends, and is enough on
+one machine. Not every shared disk hands locks on to other machines, so the lease, a file that says who writes, is
+touched every few seconds: one of another machine that was touched lately is respected as well. Who only reads asks for
+neither.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shlex
+import socket
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+
+from scalemine.config import InputError
+from scalemine.executor import every
+from scalemine.redaction import redact_text
+from scalemine.store import Workdir
+
+logger = logging.getLogger(__name__)
+
+LEASE, LOCK = ".lease", ".lock"
+# Seconds between two signs of life, and how long after the last one a writer on another machine is taken to be gone.
+HEARTBEAT, EXPIRY = 10.0, 60.0
+
+
+@contextlib.contextmanager
+def hold_workdir(workdir: Path) -> Iterator[None]:
+    """Be the only writer of a work directory.
+
+    Raises:
+        InputError: The folder cannot be written, or somebody else writes there; the message says who.
+    """
+    lease = workdir / LEASE
+    with contextlib.ExitStack() as stack:
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            mine = _take(lease, stack)
+        except Timeout:
+            raise _refusal(workdir, _read(lease)) from None
+        except OSError as error:
+            raise InputError(
+                f"{workdir}: workdir cannot be written ({error.strerror}); choose a folder you may write"
+            ) from None
+        stack.callback(_give_up, lease, mine)
+        Workdir(workdir).discard_leftovers()
+        stack.enter_context(every(HEARTBEAT, lambda: _touch(lease, mine)))
+        yield
+
+
+def _take(lease: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
+    """Take the lock and the lease, and return what the lease says.
+
+    Raises:
+        Timeout: Somebody has one of them.
+    """
+    has_lock = _lock(lease.parent, stack)
+    before = _read(lease)
+    if before is not None and _is_alive(lease, before, has_lock):
+        raise Timeout(str(lease))
+    lease.unlink(missing_ok=True)
+    try:
+        return _sign(lease)
+    except FileExistsError:  # somebody was faster
+        raise Timeout(str(lease)) from None
+
+
+def _lock(workdir: Path, stack: contextlib.ExitStack) -> bool:
+    """Take the lock; return False where the disk has none.
+
+    Raises:
+        Timeout: Another process has it.
+    """
+    try:
+        stack.enter_context(FileLock(workdir / LOCK, timeout=0))
+    except NotImplementedError:
+        return False
+    return True
+
+
+def _sign(lease: Path) -> dict[str, Any]:
+    """Write the lease, which must not be there yet, and return it."""
+    mine = {
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "command": redact_text(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]))[:500],
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    with lease.open("x", encoding="utf-8") as file:
+        json.dump(mine, file)
+    return mine
+
+
+def _read(lease: Path) -> dict[str, Any] | None:
+    """Return who wrote a lease; None where there is none, nothing in it where it cannot be understood."""
+    try:
+        found = json.loads(lease.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError:  # half written, by one who was killed or is about to go on
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _is_alive(lease: Path, holder: dict[str, Any], has_lock: bool) -> bool:
+    """Say whether the holder of a lease still writes."""
+    if holder.get("host") == socket.gethostname():
+        # Here the lock goes with its process.
+        return not has_lock and bool(psutil.pid_exists(int(holder.get("pid", 0))))
+    return _age(lease) < EXPIRY
+
+
+def _age(lease: Path) -> float:
+    """Return the seconds since the last sign of life, by the clock of the disk: those of two machines may differ."""
+    now = lease.with_name(f"{LEASE}.{os.getpid()}.now")
+    try:
+        now.touch()
+        return now.stat().st_mtime - lease.stat().st_mtime
+    except FileNotFoundError:  # given up in this moment
+        return EXPIRY
+    finally:
+        now.unlink(missing_ok=True)
+
+
+def _touch(lease: Path, mine: dict[str, Any]) -> None:
+    """Give a sign of life, unless the lease is another's by now."""
+    try:
+        if _read(lease) == mine:
+            os.utime(lease)
+            return
+    except OSError as error:
+        logger.warning("%s: no sign of life could be given (%s)", lease, error)
+        return
+    logger.warning("%s: is gone or another's by now; let nobody else write into this workdir", lease)
+
+
+def _give_up(lease: Path, mine: dict[str, Any]) -> None:
+    if _read(lease) == mine:
+        lease.unlink(missing_ok=True)
+
+
+def _refusal(workdir: Path, holder: dict[str, Any] | None) -> InputError:
+    who = "an unknown process"
+    if holder:
+        who = "process {pid} on {host}, since {started}: {command}".format_map(defaultdict(lambda: "?", holder))
+    return InputError(
+        f"{workdir}: in use by another run ({who}); wait for it, end it, or use another workdir "
+        f"(one that was killed on another machine holds it for {EXPIRY:.0f} s more)"
+    )
