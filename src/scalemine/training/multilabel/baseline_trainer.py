@@ -204,7 +204,7 @@ class BaselineTrainer:
             if signals is not None and signals.requested:
                 raise Stopped
 
-        how = {
+        how: dict[str, Any] = {
             "seed": self.config.seed,
             "jobs": self.config.compute.threads or num_cores(),
             "check": stop_if_asked,

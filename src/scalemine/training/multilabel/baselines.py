@@ -11,7 +11,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +33,7 @@ from scalemine.config import BASELINE_KEYS, BASELINES, BaselineConfig, InputErro
 
 FloatArray = NDArray[np.float32]
 # Embeddings are dense, TF-IDF is sparse.
-Matrix = FloatArray | csr_matrix
+Matrix: TypeAlias = FloatArray | csr_matrix
 
 # Of embeddings; these are moved by the scale of a dimension, trees are not, and near are those of a high cosine.
 _STANDARDISED = ("svm", "logistic_regression", "mlp")

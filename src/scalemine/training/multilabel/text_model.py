@@ -119,7 +119,7 @@ def write_text_model(
         priors: The labels that have no estimator, by place, and their probability.
     """
     write_json(folder / FEATURES, features.as_json())
-    models = [
+    models: list[dict[str, Any]] = [
         {"probability": priors[label]} if label in priors else {"file": label_file(label)}
         for label in range(len(info["labels"]))
     ]
