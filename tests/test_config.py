@@ -297,6 +297,13 @@ def test_labels_losses_and_baselines_that_can_be(write: Any) -> None:
     assert load_config(path, ["baseline={C: 0.5, max_depth: null}"]).baseline.C == 0.5
 
 
+def test_what_reads_embeddings(write: Any) -> None:
+    path = write(SMALLEST)
+    assert load_config(path, ["train.model=svm"]).reads_embeddings
+    assert not load_config(path, ["train.model=svm", "baseline.features=tfidf"]).reads_embeddings
+    assert not load_config(path, ["train.model=classifier"]).reads_embeddings
+
+
 @pytest.mark.parametrize(
     ("model", "is_tagger", "is_baseline"),
     [("linear", True, False), ("classifier", False, False), ("svm", False, True)],
