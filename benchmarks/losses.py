@@ -61,7 +61,7 @@ def report(name: str, options: argparse.Namespace, overrides: Sequence[str], see
     for seed in seeds:
         config = load_config(options.config, [*options.overrides, *overrides, f"seed={seed}"], needs=())
         with StopSignals() as signals:
-            if config.train.is_baseline:
+            if config.reads_embeddings:
                 embed_examples(config, signals=signals)
             results += run_training(config, signals=signals)
     scored = [scores_of(result["metrics"], options.on) for result in results]

@@ -710,6 +710,21 @@ def test_train_a_baseline(
     assert (tmp_path / "work" / "runs" / "other" / "result.json").exists()
 
 
+def test_a_model_on_words_is_trained_kept_and_evaluated(call: Any, labelled: Path, tmp_path: Path) -> None:
+    trained = call("train", labelled, "--set", "train.model=naive_bayes", "--set", "baseline.features=tfidf")
+    assert trained.code == 0, trained.err
+    assert "models and results" in trained.out and "not kept" not in trained.out
+    assert not list((tmp_path / "work").rglob("embeddings-*"))
+    run = tmp_path / "work" / "runs" / "quick"
+    scored = call("evaluate", run, tmp_path / "test.parquet", "--json", "--bootstrap", 10)
+    assert scored.code == 0, scored.err
+    [scores] = json.loads(scored.out).values()
+    kept = read_json(run / "result.json")["metrics"]["test"]
+    assert (scores["roc_auc"], scores["accuracy"]) == (kept["roc_auc"], kept["accuracy"])
+    (run / "model" / "features.json").write_text("{}")
+    assert "features.json: not the file that was written" in call("evaluate", run, tmp_path / "test.parquet").refusal
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -347,6 +347,17 @@ def test_training_that_cannot_be(write: Any, train: dict[str, Any], expected: st
         ("baseline.iterations=0", "baseline.iterations"),
         ("baseline.kernel=poly", "baseline.kernel"),
         ("baseline.C=0", "baseline.C"),
+        ("baseline.k=0", "baseline.k"),
+        ("baseline.features=bag", "baseline.features"),
+        ("baseline.ngrams=[2, 1]", "baseline.ngrams: expected the shortest first; got [2, 1]"),
+        ("baseline.ngrams=[0, 1]", "baseline.ngrams"),
+        ("baseline.hidden=[]", "baseline.hidden"),
+        ("baseline={features: tfidf+lexicon}", "baseline.lexicon: features tfidf+lexicon counts its phrases"),
+        ("baseline={features: tfidf, lexicon: a.txt}", "baseline.lexicon: features tfidf+lexicon counts its phrases"),
+        ("baseline.grid={seed: [1]}", "baseline.grid.seed: not to be searched; expected one of C, bags"),
+        ("baseline.grid={C: []}", "baseline.grid.C: expected a list of values; got none"),
+        ("baseline.grid={C: [1, 0]}", "baseline.grid.C: Input should be greater than 0; got 0"),
+        ("train.model=naive_bayes", "train.model: naive_bayes counts words; set baseline.features to tfidf"),
     ],
 )
 def test_labels_losses_and_baselines_that_cannot_be(write: Any, override: str, expected: str) -> None:
@@ -365,6 +376,13 @@ def test_labels_losses_and_baselines_that_can_be(write: Any) -> None:
     assert load_config(path, ["baseline={C: 0.5, max_depth: null}"]).baseline.C == 0.5
 
 
+def test_what_reads_embeddings(write: Any) -> None:
+    path = write(SMALLEST)
+    assert load_config(path, ["train.model=svm"]).reads_embeddings
+    assert not load_config(path, ["train.model=svm", "baseline.features=tfidf"]).reads_embeddings
+    assert not load_config(path, ["train.model=classifier"]).reads_embeddings
+
+
 @pytest.mark.parametrize(
     ("model", "is_tagger", "is_baseline"),
     [("linear", True, False), ("classifier", False, False), ("svm", False, True)],
@@ -377,6 +395,15 @@ def test_what_a_model_learns(write: Any, model: str, is_tagger: bool, is_baselin
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
+        (["train.model=boosting", "baseline.features=tfidf"], "train.model: boosting reads embeddings alone"),
+        (
+            ["train.model=svm", "baseline.grid={k: [1]}"],
+            "baseline.grid.k: does nothing for svm, which has C, gamma, kernel",
+        ),
+        (
+            ["train.model=naive_bayes", "baseline={features: tfidf, grid: {k: [1]}}"],
+            "baseline.grid.k: does nothing for naive_bayes, which has nothing to set",
+        ),
         (["mining.strategy=sigma"], "mining.strategy"),
         (["mining.rank_min=100"], "mining.rank_min: expected less than rank_max (100); got 100"),
         (["mining.quantiles=[0.9, 0.8, 0.99]"], "mining.quantiles: expected three rising numbers"),

@@ -343,7 +343,7 @@ def train(
         return
     workdir = Workdir(loaded.workdir)
     with hold_workdir(workdir.root), StopSignals() as signals:
-        if loaded.train.is_baseline:
+        if loaded.reads_embeddings:
             from scalemine.frozen import embed_examples
 
             embed_examples(loaded, signals=signals, show=_show)
@@ -358,7 +358,7 @@ def train(
         print_label_runs(Console(), results)
         for result in results:
             write_roc_figures(workdir.runs / result["name"])
-    what = "results" if loaded.train.is_baseline else "models and results"
+    what = "results" if loaded.reads_embeddings else "models and results"
     print(f"{what}: {workdir.runs}; all scores: {workdir.results}")
 
 

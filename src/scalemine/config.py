@@ -460,28 +460,106 @@ class LossConfig(Section):
         return self
 
 
-class BaselineConfig(Section):
-    """Classical models on frozen embeddings, one per label; each reads what concerns it."""
+# What a classical model reads of the section baseline; naive_bayes has nothing to set.
+_OF_TREES = frozenset({"min_split", "min_leaf", "max_depth"})
+BASELINE_KEYS: Mapping[str, frozenset[str]] = {
+    "random_forest": _OF_TREES | {"trees", "max_features"},
+    "svm": frozenset({"kernel", "C", "gamma"}),
+    "bagging": _OF_TREES | {"bags"},
+    "boosting": frozenset({"iterations"}),
+    "decision_tree": _OF_TREES,
+    "logistic_regression": frozenset({"C"}),
+    "knn": frozenset({"k"}),
+    "naive_bayes": frozenset(),
+    "mlp": frozenset({"hidden", "epochs"}),
+}
+BASELINES = tuple(BASELINE_KEYS)
 
-    trees: int = Field(200, ge=1, description="of the random forest; 500 is the published number")
-    min_split: int = Field(10, ge=2, description="rows that a node needs to be split: forest, bagging, decision tree")
-    min_leaf: int = Field(5, ge=1, description="rows that a leaf keeps: forest, bagging, decision tree")
-    max_depth: int | None = Field(None, ge=1, description="of these trees; None: as deep as they get")
+
+class BaselineConfig(Section):
+    """Classical models, one per label, on frozen embeddings or on words; each reads what concerns it.
+
+    On words the defaults are the published ones of rescue requests (Wang et al. 2022, tables A1 to A4).
+    """
+
+    features: Literal["embeddings", "tfidf", "tfidf+lexicon"] = Field(
+        "embeddings", description="of the encoder; or of words, as train.normaliser leaves them: such models are kept"
+    )
+    ngrams: tuple[Annotated[StrictInt, Field(ge=1, le=5)], Annotated[StrictInt, Field(ge=1, le=5)]] = Field(
+        (1, 1), description="shortest and longest sequence of words that is a feature"
+    )
+    min_df: int = Field(1, ge=1, description="training tweets that a sequence of words is in, to be a feature")
+    lexicon: str | None = Field(
+        None, description="of tfidf+lexicon: a text file with a phrase a line; a tweet's number of them is a feature"
+    )
+    grid: dict[str, tuple[Any, ...]] = Field(
+        {},
+        description="keys of this section with lists of values, such as {C: [1, 10]}: the best macro F1 in five folds "
+        "of the training tweets decides",
+    )
+
+    trees: int = Field(200, ge=1, description="of the random forest; 500 is the published number on embeddings")
+    max_features: Literal["sqrt", "log2"] | None = Field(
+        None, description="features that a node of the forest looks at; None: sqrt, and log2 on words"
+    )
+    min_split: int | None = Field(
+        None,
+        ge=2,
+        description="rows that a node needs to be split: forest, bagging, decision tree; None: 10, 20 on words",
+    )
+    min_leaf: int | None = Field(
+        None, ge=1, description="rows that a leaf keeps: forest, bagging, decision tree; None: 5, and 1 on words"
+    )
+    max_depth: int | None = Field(None, ge=1, description="of these trees; None: as deep as they get, and 300 on words")
     bags: int = Field(20, ge=1, description="trees that are bagged; each is grown on a fifth of the dimensions")
     iterations: int = Field(100, ge=1, description="trees that are boosted")
-    kernel: Literal["linear", "rbf"] = Field("linear", description="of the support vector machine")
+    kernel: Literal["linear", "rbf"] | None = Field(
+        None, description="of the support vector machine; None: linear, and rbf on words"
+    )
+    gamma: float | None = Field(None, gt=0, description="of rbf; None: 1 / (dimensions times variance), and 1 on words")
     C: float | None = Field(
         None,
         gt=0,
-        description="inverse strength of the penalty: svm, logistic_regression; None: by the model",
+        description="inverse strength of the penalty: svm, logistic_regression; None: by the model and the features",
     )
+    k: int = Field(1, ge=1, description="nearest training tweets that knn asks")
+    hidden: tuple[Annotated[StrictInt, Field(ge=1)], ...] = Field(
+        (128, 64), min_length=1, description="units of each layer of mlp, but for the last"
+    )
+    epochs: int = Field(10, ge=1, description="of mlp")
+
+    @property
+    def is_of_words(self) -> bool:
+        """Whether the models read words rather than embeddings."""
+        return self.features != "embeddings"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BaselineConfig:
+        if self.ngrams[0] > self.ngrams[1]:
+            raise ValueError(f"baseline.ngrams: expected the shortest first; got {list(self.ngrams)}")
+        if (self.features == "tfidf+lexicon") != (self.lexicon is not None):
+            raise ValueError(
+                f"baseline.lexicon: features tfidf+lexicon counts its phrases, and no others do; "
+                f"got {self.lexicon!r} with features {self.features}"
+            )
+        for key, values in self.grid.items():
+            if not any(key in keys for keys in BASELINE_KEYS.values()):
+                known = sorted(frozenset().union(*BASELINE_KEYS.values()))
+                raise ValueError(f"baseline.grid.{key}: not to be searched; expected one of {', '.join(known)}")
+            if not values:
+                raise ValueError(f"baseline.grid.{key}: expected a list of values; got none")
+            for value in values:
+                try:
+                    BaselineConfig.model_validate({key: value})
+                except ValidationError as error:
+                    raise ValueError(f"baseline.grid.{key}: {error.errors()[0]['msg']}; got {value!r}") from None
+        return self
 
 
 TAGGERS = ("lstm_crf", "cnn_crf", "lstm_cnn_crf", "linear")
 # Keys of train that do nothing for the other kind of model.
 TAGGER_KEYS = ("crf", "vectors", "vocabulary", "pooling", "hidden", "kernel", "dropout")
 CLASSIFIER_KEYS = ("gradient_checkpointing", "lora")
-BASELINES = ("random_forest", "svm", "bagging", "boosting", "decision_tree", "logistic_regression")
 
 
 class TrainConfig(Section):
@@ -503,8 +581,9 @@ class TrainConfig(Section):
         "lstm_crf", "cnn_crf", "lstm_cnn_crf", "linear",
         "classifier",
         "random_forest", "svm", "bagging", "boosting", "decision_tree", "logistic_regression",
+        "knn", "naive_bayes", "mlp",
     ] = Field(
-        "lstm_crf", description="a tagger; a classifier (labels), fine-tuned; or a classical one on frozen embeddings"
+        "lstm_crf", description="a tagger; a classifier (labels), fine-tuned; or a classical one (baseline)"
     )  # fmt: skip
     crf: Literal["pytorch-crf", "fast"] = Field("pytorch-crf", description="fast: our own, equal and BIO-constrained")
     encoder: str | None = Field(None, description="hub id, folder or package:NAME; None: encoder.model")
@@ -566,7 +645,7 @@ class TrainConfig(Section):
 
     @property
     def is_baseline(self) -> bool:
-        """Whether the model is a classical one on frozen embeddings."""
+        """Whether the model is a classical one."""
         return self.model in BASELINES
 
     @field_validator("train_set", "test_sets", mode="before")
@@ -787,6 +866,28 @@ class Config(Section):
     sweep: SweepConfig = SweepConfig()
     tracking: Literal["none", "tensorboard", "wandb", "mlflow"] = Field("none", description="where training is logged")
     compute: ComputeConfig = ComputeConfig()
+
+    @property
+    def reads_embeddings(self) -> bool:
+        """Whether what is trained reads embeddings of the labelled tweets, which are made beforehand."""
+        return self.train.is_baseline and not self.baseline.is_of_words
+
+    @model_validator(mode="after")
+    def _baseline_fits(self) -> Config:
+        model = self.train.model
+        if not self.train.is_baseline:
+            return self
+        if model == "naive_bayes" and not self.baseline.is_of_words:
+            raise ValueError("train.model: naive_bayes counts words; set baseline.features to tfidf")
+        if model == "boosting" and self.baseline.is_of_words:
+            raise ValueError(
+                "train.model: boosting reads embeddings alone; take another, or baseline.features embeddings"
+            )
+        for key in self.baseline.grid:
+            if key not in BASELINE_KEYS[model]:
+                known = ", ".join(sorted(BASELINE_KEYS[model])) or "nothing"
+                raise ValueError(f"baseline.grid.{key}: does nothing for {model}, which has {known} to set")
+        return self
 
     @model_validator(mode="after")
     def _can_be_judged(self) -> Config:

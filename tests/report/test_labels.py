@@ -105,6 +105,36 @@ def test_runs_show_the_model_beside_the_prior():
     assert len(rows) == 16
 
 
+def of_one_label(f1):
+    found = scores()
+    measures = {"micro_f1": f1, "micro_precision": 0.6, "micro_recall": 0.7, "accuracy": 0.8}
+    return found | measures | {"per_label": {"anger": found["per_label"]["anger"]}}
+
+
+def test_one_label_has_precision_recall_and_accuracy():
+    runs = [result(f"a-fold{fold}", test=of_one_label(f1)) for fold, f1 in enumerate((0.5, 0.7))]
+    rows = {row[1]: row[2] for row in cells(runs_table("a", runs))}
+    assert (rows["F1"], rows["precision"], rows["accuracy"]) == ("60.0 ± 14.1", "60.0 ± 0.0", "80.0 ± 0.0")
+    assert not {"Jaccard", "F1, macro"} & rows.keys()
+    _, deciding = comparison_tables("test", runs)
+    assert [column.heading for column in deciding.columns][1:5] == ["F1", "precision", "recall", "accuracy"]
+    assert cells(deciding)[0][1:5] == ["60.0 ± 14.1", "60.0 ± 0.0", "70.0 ± 0.0", "80.0 ± 0.0"]
+    assert "accuracy" in {row[0] for row in cells(summary_table("test", of_one_label(0.5)))}
+
+
+def test_what_a_grid_search_chose_has_rows():
+    runs = [
+        result(f"a-fold{fold}", test=scores()) | {"chosen": {"C": C, "gamma": 1}} for fold, C in enumerate((10, 1, 10))
+    ]
+    assert cells(runs_table("a", runs))[:2] == [["grid search", "C", "10, 1", "–"], ["grid search", "gamma", "1", "–"]]
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_whether_a_model_is_kept_is_said(is_kept):
+    one = result("a", test=scores()) | {"epochs": 0, "best_epoch": 0, "is_kept": is_kept}
+    assert ("such models are not kept" in printed(print_label_runs, [one])) is not is_kept
+
+
 def test_folds_are_mean_and_deviation_of_those_with_a_value():
     folds = [result(f"a-fold{fold}", test=scores(auc)) for fold, auc in enumerate((0.5, 0.7, 0.9, None))]
     table = runs_table("a", folds)

@@ -62,6 +62,14 @@ _DECIDING = (
     ("Jaccard", "Jaccard", ("jaccard",), ""),
     ("calibration error (ECE)", "ECE", ("ece",), ""),
 )
+# Where there is one label alone, micro and macro are the same.
+_DECIDING_ONE = (
+    ("F1", "F1", ("micro_f1",), "micro_f1"),
+    ("precision", "P", ("micro_precision",), ""),
+    ("recall", "R", ("micro_recall",), ""),
+    ("accuracy", "accuracy", ("accuracy",), ""),
+    ("calibration error (ECE)", "ECE", ("ece",), ""),
+)
 _FALSE_ALARMS = ("false alarms per 1,000 negatives", ("false_alarms", "per_1000"))
 _ALONE = (("all labels right", "", ("exact_match",), ""), ("Brier score", "", ("brier",), ""))
 
@@ -91,7 +99,8 @@ def print_label_runs(console: Console, results: Sequence[Json]) -> None:
             console.print(Text(line))
         epochs = [f"{run['best_epoch']} of {run['epochs']}" for run in runs if run.get("best_epoch") is not None]
         if not any(run.get("epochs", 1) for run in runs):
-            console.print(Text(f"thresholds chosen on {plain_name(runs[0]['chosen_on'])}; such models are not kept"))
+            kept = "" if runs[0].get("is_kept") else "; such models are not kept"
+            console.print(Text(f"thresholds chosen on {plain_name(runs[0]['chosen_on'])}{kept}"))
         elif epochs:
             console.print(Text(f"epoch chosen on {plain_name(runs[0]['chosen_on'])}: {', '.join(epochs)}"))
         console.print(Text(f"{_total_seconds(runs):,.0f} s of training on {plain_name(runs[0]['device'])}"))
@@ -104,7 +113,8 @@ def print_label_runs(console: Console, results: Sequence[Json]) -> None:
 def runs_table(name: str, runs: Sequence[Json]) -> Table:
     """Return the scores of one arm per test set, in percent: mean and standard deviation over its folds.
 
-    False alarms, per 1,000, have a row where any fold has tweets to raise them.
+    False alarms, per 1,000, have a row where any fold has tweets to raise them, and so has each setting that a search
+    over a grid chose, fold by fold.
     """
     columns = (
         Column("test set", "set", numeric=False),
@@ -113,9 +123,12 @@ def runs_table(name: str, runs: Sequence[Json]) -> Table:
         Column("label prior", "prior"),
     )
     rows = []
+    for setting in runs[0].get("chosen") or {}:
+        values = ", ".join(dict.fromkeys(str(run["chosen"][setting]) for run in runs if run.get("chosen")))
+        rows.append(tuple(map(Cell, ("grid search", plain_name(setting), plain_line(values, 40), MISSING))))
     for key in _sets(runs):
         scored = _scored(runs, key)
-        for heading, _, path, _ in (*_RANKING, *_DECIDING):
+        for heading, _, path, _ in (*_RANKING, *_deciding(scored)):
             cells = (key_name(key), heading, _mean(scored, path), _mean(scored, ("prior", *path)))
             rows.append(tuple(map(Cell, cells)))
         heading, path = _FALSE_ALARMS
@@ -135,11 +148,12 @@ def comparison_tables(key: str, results: Sequence[Json]) -> tuple[Table, Table]:
     folds = _over_folds(list(arms.values()))
     prior = ("label prior", *(_mean(_scored(results, key), ("prior", *path)) for _, _, path, _ in _RANKING), MISSING)
     ranking, deciding = [tuple(map(Cell, prior))], []
+    measures = _deciding(_scored(results, key))
     for name, runs in arms.items():
         scored, shown = _scored(runs, key), plain_name(name)
-        means = {part: [_mean(scored, path) for _, _, path, _ in part] for part in (_RANKING, _DECIDING)}
+        means = {part: [_mean(scored, path) for _, _, path, _ in part] for part in (_RANKING, measures)}
         ranking.append(tuple(map(Cell, (shown, *means[_RANKING], whole(_total_seconds(runs))))))
-        deciding.append(tuple(map(Cell, (shown, *means[_DECIDING]))))
+        deciding.append(tuple(map(Cell, (shown, *means[measures]))))
     arm = Column("run", "run", numeric=False)
     return (
         Table(
@@ -149,7 +163,7 @@ def comparison_tables(key: str, results: Sequence[Json]) -> tuple[Table, Table]:
         ),
         Table(
             f"{key_name(key)}: decisions and calibration, in percent{folds}",
-            (arm, *(Column(heading, short) for heading, short, _, _ in _DECIDING)),
+            (arm, *(Column(heading, short) for heading, short, _, _ in measures)),
             tuple(deciding),
         ),
     )
@@ -175,7 +189,7 @@ def summary_table(name: str, scores: Json) -> Table:
         Column("label prior", "prior"),
     )
     rows = []
-    for heading, _, path, interval in (*_RANKING, *_DECIDING, *_ALONE):
+    for heading, _, path, interval in (*_RANKING, *_deciding([scores]), *_ALONE):
         bounds = (scores.get("intervals") or {}).get(interval) or (None, None)
         between = " to ".join(_percent(bound) for bound in bounds) if None not in bounds else MISSING
         values = (heading, _percent(_at(scores, path)), between, _percent(_at(scores, ("prior", *path))))
@@ -259,6 +273,11 @@ def _sets(runs: Sequence[Json]) -> list[str]:
 
 def _scored(runs: Sequence[Json], key: str) -> list[Json]:
     return [run["metrics"][key] for run in runs if key in run["metrics"]]
+
+
+def _deciding(scored: Sequence[Json]) -> tuple[tuple[str, str, tuple[str, ...], str], ...]:
+    """Return what decisions are measured by: otherwise where there is one label."""
+    return _DECIDING_ONE if all(len(one["per_label"]) == 1 for one in scored) else _DECIDING
 
 
 def _verdicts(runs: Sequence[Json]) -> list[str]:

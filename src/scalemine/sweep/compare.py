@@ -56,6 +56,7 @@ _OF_CLASSIFIERS: Final = {
     "f1": "micro_f1",
     "precision": "micro_precision",
     "recall": "micro_recall",
+    "accuracy": "accuracy",
     "macro_f1": "macro_f1",
     "macro_auc": "roc_auc.macro",
     "macro_ap": "average_precision.macro",

@@ -222,7 +222,7 @@ class _Sweep:
         """Return the data of a trial; what is shared by runs (imports, tokens, embeddings) is made here, once."""
         key = preparation_key(config)
         if key not in self.prepared:
-            if config.train.is_baseline and self.signals is not None:
+            if config.reads_embeddings and self.signals is not None:
                 embed_examples(config, signals=self.signals)
             self.prepared[key] = prepare(config, signals=self.signals, scratch=self.scratch)
             self._check_folds(config, self.prepared[key])

@@ -23,11 +23,13 @@ CONFIG = "config.json"
 
 
 def is_classifier(model: str) -> bool:
-    """Return whether a model is a classifier: a folder, that of a run, or a hub id, whose configuration is fetched.
+    """Return whether a model gives labels: a folder, that of a run, or a hub id, whose configuration is fetched.
 
     Raises:
         InputError: There is no such folder, and the hub does not give it.
     """
+    if is_text_model(model):
+        return True
     path = _configuration(model)
     if path is None:
         return False  # said by who loads it, as is a damaged one
@@ -36,6 +38,11 @@ def is_classifier(model: str) -> bool:
     except (ValueError, AttributeError):
         return False
     return isinstance(found, dict) and found.get("kind") == "classifier"
+
+
+def is_text_model(model: str) -> bool:
+    """Return whether a folder, or that of a run, holds a classical model on words; see ``text_model``."""
+    return any((Path(model) / inner / "model.json").exists() for inner in ("", "model"))
 
 
 def _configuration(model: str) -> Path | None:
@@ -76,7 +83,7 @@ def evaluate_tagger(model: str, uris: Sequence[str], *, num_bootstrap: int) -> d
 
 
 def evaluate_classifier(model: str, uris: Sequence[str], *, num_bootstrap: int) -> dict[str, Any]:
-    """Return the scores of a classifier on files of labelled tweets, by file; labels are read as in its training.
+    """Return the scores of a classifier, or of a classical model on words, by file; labels are read as in its training.
 
     Raises:
         InputError: A file or the model cannot be read, or the file holds none of the model's labels.
@@ -84,8 +91,9 @@ def evaluate_classifier(model: str, uris: Sequence[str], *, num_bootstrap: int) 
     from scalemine.training.multilabel.classifier import load_classifier
     from scalemine.training.multilabel.examples import POSITIVE, read_examples
     from scalemine.training.multilabel.scores import score_labels
+    from scalemine.training.multilabel.text_model import load_text_model
 
-    classifier = load_classifier(model)
+    classifier = load_text_model(model) if is_text_model(model) else load_classifier(model)
     labels = classifier.labels
     reading = LabelsConfig.model_validate(classifier.info["reading"])
     priors = classifier.info["priors"]

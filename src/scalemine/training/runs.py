@@ -142,6 +142,7 @@ def preparation_key(config: Config) -> str:
             "workdir": values["workdir"],
             "encoder": values["encoder"],
             "labels": values["labels"],
+            "embeddings": config.reads_embeddings,
             "train": {key: value for key, value in values["train"].items() if key not in _OF_FITTING},
         }
     )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -8,13 +9,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scalemine.config import Config, InputError
+from scalemine.config import BASELINES, Config, InputError
 from scalemine.executor import Stopped, StopSignals
 from scalemine.shards import matrix_column
 from scalemine.store import Workdir
 from scalemine.training import runs
 from scalemine.training.multilabel.baseline_trainer import BaselineFamily, open_embeddings, vectors_of
+from scalemine.training.multilabel.baselines import settled
 from scalemine.training.multilabel.data import read_predictions
+from scalemine.training.multilabel.text_model import load_text_model
+from scalemine.training.multilabel.word_features import WordFeatures
 from scalemine.training.runs import describe_plan, run_training
 from training.tiny import write_bert
 
@@ -91,6 +95,106 @@ def test_learns_what_embeddings_tell(data, tmp_path, model):
     truth = {row["id"]: [int(label in row["labels"]) for label in LABELS] for row in rows}
     assert targets_NC.tolist() == [truth[one] for one in ids]
     assert ((scores_NC >= 0) & (scores_NC <= 1)).all()
+
+
+def of_words(data: Path, workdir: Path, model: str = "naive_bayes", *, baseline=None, **train) -> Config:
+    found = config(data, workdir, **train)
+    values = found.model_dump() | {"baseline": {"features": "tfidf", "trees": 20, "epochs": 60} | (baseline or {})}
+    values["train"]["model"] = model
+    return Config.model_validate(values)
+
+
+@pytest.mark.parametrize("model", [name for name in BASELINES if name != "boosting"])
+def test_learns_what_words_tell_and_is_kept(data, tmp_path, model):
+    one = of_words(data, tmp_path, model, name="run", normaliser="mex_a3t")
+    [result] = run_training(one)
+    assert not list(tmp_path.rglob("embeddings-*"))
+    assert result["metrics"]["test"]["roc_auc"]["macro"] > 0.8
+    assert (result["words"], result["is_kept"]) == ("tfidf", True)
+    assert result["spec"]["train.normaliser"] == "mex_a3t"
+    assert result["settings"] == json.loads(json.dumps(settled(model, one.baseline)))
+    folder = Workdir(tmp_path).runs / "run"
+    kept = load_text_model(folder)
+    rows = {row["id"]: row["text"] for row in pq.read_table(data / "test.parquet").to_pylist()}
+    ids = pq.read_table(folder / "predictions" / "test.parquet")["id"].to_pylist()
+    labels, _, scores_NC = read_predictions(folder / "predictions" / "test.parquet")
+    np.testing.assert_array_equal(kept.predict([rows[one] for one in ids]), scores_NC)
+    assert kept.labels == labels == LABELS
+    assert kept.info["metrics"]["test"]["micro_f1"] == result["metrics"]["test"]["micro_f1"]
+    assert kept.info["training"]["tweets"] == 63
+    assert kept.thresholds == {label: result["metrics"]["test"]["per_label"][label]["threshold"] for label in LABELS}
+
+
+def test_a_grid_is_searched_and_said(data, tmp_path):
+    one = of_words(
+        data, tmp_path, "svm", name="run", baseline={"grid": {"C": [0.001, 2.0], "kernel": ["rbf", "linear"]}}
+    )
+    [result] = run_training(one)
+    assert len(result["grid"]) == 4
+    assert result["chosen"] == max(result["grid"], key=lambda point: point["f1"])["values"]
+    assert result["settings"]["C"] == result["chosen"]["C"] == 2.0
+    assert load_text_model(Workdir(tmp_path).runs / "run").info["settings"] == result["settings"]
+    assert result["spec"]["baseline.grid"] == {"C": [0.001, 2.0], "kernel": ["rbf", "linear"]}
+
+
+def test_a_grid_is_searched_on_embeddings_too(data, tmp_path):
+    one = config(data, tmp_path, "knn")
+    one = one.model_copy(update={"baseline": one.baseline.model_copy(update={"grid": {"k": (1, 5)}})})
+    embed(one)
+    [result] = run_training(one)
+    assert result["chosen"]["k"] in (1, 5)
+    assert not result["is_kept"]
+
+
+def test_the_grid_sees_training_tweets_alone(data, tmp_path, monkeypatch):
+    learnt = []
+    fit = WordFeatures.fit.__func__
+    monkeypatch.setattr(
+        WordFeatures, "fit", classmethod(lambda cls, texts, **how: learnt.append(list(texts)) or fit(cls, texts, **how))
+    )
+    one = of_words(data, tmp_path, "knn", folds=3, baseline={"grid": {"k": [1, 2]}})
+    results = run_training(one)
+    train = BaselineFamily().read(one).train
+    texts = train.column("text")
+    assert len(learnt) == 3 * 6
+    for place, (result, split) in enumerate(
+        zip(results, runs.splits_of(one, BaselineFamily(), BaselineFamily().read(one)), strict=True)
+    ):
+        assert result["fold"] == split.fold
+        *inner, whole = learnt[6 * place : 6 * place + 6]
+        assert whole == [texts[row] for row in split.train]
+        assert all(set(part) < set(whole) for part in inner)
+
+
+def test_a_lexicon_is_read_and_its_content_decides(data, tmp_path):
+    path = tmp_path / "phrases.txt"
+    path.write_text("fear\njoy train\n")
+    one = of_words(
+        data, tmp_path / "work", "mlp", name="run", baseline={"features": "tfidf+lexicon", "lexicon": str(path)}
+    )
+    before = BaselineFamily().source(one)
+    run_training(one)
+    path.write_text("joy\n")
+    assert BaselineFamily().source(one) != before
+    with pytest.raises(InputError, match="words was"):
+        run_training(one)
+    path.unlink()
+    # What is kept does without the file.
+    assert load_text_model(Workdir(tmp_path / "work").runs / "run").predict(["fear"]).shape == (1, 2)
+    with pytest.raises(InputError, match=r"baseline.lexicon: .*phrases.txt cannot be read"):
+        describe_plan(one)
+
+
+@pytest.mark.parametrize("model", ["svm", "random_forest", "knn"])
+def test_threads_change_nothing(data, tmp_path, model):
+    found = []
+    for threads in (1, 2):
+        one = of_words(
+            data, tmp_path / str(threads), model, name="run", baseline={"grid": {"k": [1, 3]}} if model == "knn" else {}
+        )
+        run_training(one.model_copy(update={"compute": one.compute.model_copy(update={"threads": threads})}))
+        found.append((Workdir(tmp_path / str(threads)).runs / "run" / "predictions" / "test.parquet").read_bytes())
+    assert found[0] == found[1]
 
 
 def test_a_second_call_does_nothing(data, tmp_path, monkeypatch):

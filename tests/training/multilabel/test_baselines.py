@@ -2,15 +2,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.naive_bayes import MultinomialNB
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
 
-from scalemine.config import BASELINES, BaselineConfig
-from scalemine.training.multilabel.baselines import fit_predict
+from scalemine.config import BASELINES, BaselineConfig, InputError
+from scalemine.training.multilabel.baselines import fit_predict, settled
 
-QUICK = BaselineConfig(trees=20, bags=30, iterations=15)
+QUICK = BaselineConfig(trees=20, bags=30, iterations=15, k=15, hidden=(16, 8), epochs=60)
+ON_EMBEDDINGS = [name for name in BASELINES if name != "naive_bayes"]
+ON_WORDS = [name for name in BASELINES if name != "boosting"]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +39,7 @@ def fit(name, data, *, options=QUICK, targets=None, weights=None, seed=1, jobs=1
     return scores["test"]
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", ON_EMBEDDINGS)
 def test_each_learns_and_the_seed_decides_whatever_the_threads(name, data):
     scores = fit(name, data)
     assert scores.dtype == np.float32
@@ -43,7 +50,7 @@ def test_each_learns_and_the_seed_decides_whatever_the_threads(name, data):
     np.testing.assert_array_equal(scores, fit(name, data, jobs=3))
 
 
-@pytest.mark.parametrize("name", ["random_forest", "bagging", "decision_tree"])
+@pytest.mark.parametrize("name", ["random_forest", "bagging", "decision_tree", "mlp"])
 def test_another_seed_draws_otherwise(name, data):
     assert (fit(name, data, seed=1) != fit(name, data, seed=2)).any()
 
@@ -74,7 +81,117 @@ def test_logistic_regression_is_that_of_scikit_learn(data):
         np.testing.assert_allclose(scores[:, label], expected, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["random_forest", "decision_tree", "bagging"])
+@pytest.fixture(scope="module")
+def words(data):
+    """Rows as those of TF-IDF: sparse, not negative, of length 1."""
+    vectors, targets, others, test = data
+
+    def sparse(dense):
+        shown = np.maximum(dense, 0)
+        return csr_matrix(shown / np.maximum(np.linalg.norm(shown, axis=1, keepdims=True), 1e-9), dtype=np.float32)
+
+    return sparse(vectors), targets, sparse(others), test
+
+
+def words_config(**values):
+    return BaselineConfig(features="tfidf", trees=20, bags=30, **{"k": 15, "hidden": (16, 8), "epochs": 60} | values)
+
+
+def fit_words(name, words, *, options=None, targets=None, weights=None, seed=1, jobs=1, **calls):
+    vectors, known, others, _ = words
+    weights = np.ones(vectors.shape[0]) if weights is None else weights
+    targets = known if targets is None else targets
+    sets = {"test": others, "none": others[:0]}
+    scores = fit_predict(
+        name, options or words_config(), vectors, targets, weights, sets, seed=seed, jobs=jobs, **calls
+    )
+    assert scores["none"].shape == (0, targets.shape[1])
+    return scores["test"]
+
+
+@pytest.mark.parametrize("name", ON_WORDS)
+def test_each_learns_from_words_whatever_the_threads(name, words):
+    scores = fit_words(name, words)
+    assert scores.dtype == np.float32
+    assert roc_auc_score(words[3], scores, average="macro") > 0.7
+    np.testing.assert_array_equal(scores, fit_words(name, words, jobs=2))
+
+
+REFERENCES = {
+    "logistic_regression": lambda: LogisticRegression(C=10, solver="liblinear"),
+    "naive_bayes": MultinomialNB,
+    "random_forest": lambda: RandomForestClassifier(
+        20, max_features="log2", max_depth=300, min_samples_split=20, random_state=1
+    ),
+    "mlp": lambda: MLPClassifier((16, 8), max_iter=60, n_iter_no_change=60, tol=0, random_state=1, batch_size=64),
+    "knn": lambda: KNeighborsClassifier(15, algorithm="brute"),
+}
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_on_words_they_are_those_of_scikit_learn_with_the_published_settings(name, words):
+    vectors, targets, others, _ = words
+    scores = fit_words(name, words)
+    # A forest draws by weight where there is any.
+    weights = {} if name == "knn" else {"sample_weight": np.ones(len(targets))}
+    for label in range(3):
+        expected = REFERENCES[name]().fit(vectors, targets[:, label], **weights).predict_proba(others)[:, 1]
+        np.testing.assert_allclose(scores[:, label], expected, atol=1e-5)
+
+
+def test_the_support_vector_machine_ranks_as_that_of_scikit_learn(words):
+    vectors, targets, others, _ = words
+    scores = fit_words("svm", words)
+    for label in range(3):
+        margins = SVC(C=1, gamma=1).fit(vectors, targets[:, label]).decision_function(others)
+        # Rounded, as float32 makes neighbours equal.
+        order = np.argsort(margins)
+        assert (np.diff(scores[order, label]) >= -1e-6).all()
+
+
+def test_neighbours_count_by_weight(words):
+    vectors, targets, others, _ = words
+    weights = np.random.default_rng(0).random(len(targets)) + 0.1
+    scores = fit_words("knn", words, options=words_config(k=4), weights=weights)
+    dense, far = vectors.toarray(), others.toarray()
+    for row, found in zip(far, scores, strict=True):
+        near = np.argsort(((dense - row) ** 2).sum(axis=1), kind="stable")[:4]
+        if (
+            len(np.unique(((dense - row) ** 2).sum(axis=1).round(5)[np.argsort(((dense - row) ** 2).sum(axis=1))[:5]]))
+            == 5
+        ):
+            np.testing.assert_allclose(found, np.average(targets[near], axis=0, weights=weights[near]), atol=1e-6)
+
+
+def test_more_neighbours_than_tweets_are_refused(words):
+    with pytest.raises(InputError, match=r"baseline.k: 201 nearest of 200 training tweets; lower it"):
+        fit_words("knn", words, options=words_config(k=201))
+
+
+def test_what_is_set_and_what_the_features_decide():
+    assert settled("svm", BaselineConfig()) == {"kernel": "linear", "C": 0.0002}
+    assert settled("svm", words_config()) == {"kernel": "rbf", "C": 1.0, "gamma": 1.0}
+    assert settled("svm", words_config(C=5, gamma=0.1))["gamma"] == 0.1
+    assert settled("logistic_regression", words_config()) == {"C": 10.0}
+    forest = settled("random_forest", words_config(min_split=12))
+    assert forest == {"trees": 20, "max_features": "log2", "max_depth": 300, "min_split": 12, "min_leaf": 1}
+    assert settled("random_forest", BaselineConfig())["max_depth"] is None
+    assert settled("naive_bayes", words_config()) == {}
+
+
+@pytest.mark.parametrize("name", ON_WORDS)
+def test_every_model_is_given_to_be_kept(name, words):
+    targets = words[1].copy()
+    targets[:, 2] = 0
+    kept = {}
+    fit_words(name, words, targets=targets, keep=kept.__setitem__)
+    assert set(kept) == {0, 1, 2}
+    assert kept[2] == pytest.approx(1 / 202)
+    assert all(hasattr(kept[label], "predict_proba") for label in (0, 1))
+
+
+@pytest.mark.parametrize("name", ["random_forest", "decision_tree", "bagging", "knn"])
 def test_unknown_rows_and_rows_without_weight_are_as_if_absent(name, data):
     vectors, targets, others, test = data
     absent = np.arange(len(vectors)) % 4 == 0
@@ -89,13 +206,13 @@ def test_unknown_rows_and_rows_without_weight_are_as_if_absent(name, data):
     np.testing.assert_array_equal(fit(name, data, weights=np.where(absent, 0.0, 1.0)), without)
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", ON_EMBEDDINGS)
 def test_weights_are_heard(name, data):
     weights = np.where(data[1][:, 0] == 1, 1.0, 0.05)
     assert fit(name, data, weights=weights)[:, 0].mean() > fit(name, data)[:, 0].mean() + 0.01
 
 
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", ON_EMBEDDINGS)
 def test_labels_of_one_class_get_their_prior(name, data):
     targets = data[1].copy()
     targets[:, 0] = 0
@@ -108,7 +225,7 @@ def test_labels_of_one_class_get_their_prior(name, data):
 
 
 @pytest.mark.parametrize("positives", [1, 2, 3])
-@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.parametrize("name", ON_EMBEDDINGS)
 def test_few_positives_are_no_error(name, positives, data):
     targets = np.zeros_like(data[1])
     targets[:positives] = 1

@@ -18,6 +18,7 @@ from scalemine.training.multilabel.calibration import (
     best_thresholds,
     ece,
     fit_calibration,
+    logits_of,
 )
 
 Arrays = tuple[NDArray[Any], NDArray[Any]]
@@ -285,3 +286,11 @@ def test_wrong_values_are_named() -> None:
         Calibration(np.ones(2), np.zeros(1))
     with pytest.raises(ValueError, match="for 3 labels"):
         Calibration.identity(3).apply(logits_NC)
+
+
+def test_logits_of_probabilities_are_numbers_everywhere() -> None:
+    scores = np.array([[0.0, 1.0, 0.25]], np.float32)
+    found = logits_of(scores)
+    assert np.isfinite(found).all()
+    assert found[0, 0] == pytest.approx(-found[0, 1], rel=1e-2)
+    assert found[0, 2] == pytest.approx(np.log(1 / 3))

@@ -6,6 +6,7 @@ import copy
 import itertools
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from scalemine.training.multilabel.head import MARGIN, NestedLinear, Nesting, order
+from scalemine.training.multilabel.head import MARGIN, NestedLinear, Nesting, in_order, order
 
 KM = ["10km", "20km", "30km", "50km", "70km"]
 DAYS = ["1d", "2d", "3d", "7d"]
@@ -277,3 +278,11 @@ def test_wrong_chains(labels, chains, message):
     with pytest.raises(ValueError, match=message) as error:
         order(labels, chains)
     assert "\n" not in str(error.value)
+
+
+def test_an_outer_label_is_lifted_to_its_inner_ones():
+    scores = np.array([[0.5, 0.25, 0.125, 0.75], [0.125, 0.25, 0.5, 0.75]], np.float32)
+    nesting = order(["10km", "30km", "50km", "other"], [["10km", "30km", "50km"]])
+    expected = [[0.5, 0.5, 0.5, 0.75], [0.125, 0.25, 0.5, 0.75]]
+    np.testing.assert_array_equal(in_order(scores.copy(), nesting), expected)
+    np.testing.assert_array_equal(in_order(scores.copy(), None), scores)

@@ -142,6 +142,7 @@ def test_decisions_as_scikit_learn_has_them(arrays: Arrays, thresholds: list[flo
     assert result["micro_recall"] == pytest.approx(oracle.recall_score(targets_NC, predicted_NC, **of))
     assert result["exact_match"] == pytest.approx(oracle.accuracy_score(targets_NC, predicted_NC))
     assert result["hamming_loss"] == pytest.approx(oracle.hamming_loss(targets_NC, predicted_NC))
+    assert result["accuracy"] == pytest.approx(oracle.accuracy_score(targets_NC.ravel(), predicted_NC.ravel()))
     assert result["jaccard"] == pytest.approx(
         oracle.jaccard_score(targets_NC, predicted_NC, average="samples", zero_division=1)
     )
@@ -231,7 +232,7 @@ def test_the_prior_scores_as_a_model_that_gives_it_to_every_tweet(arrays: Arrays
     constant = score(targets_NC, np.broadcast_to(prior_C, targets_NC.shape), thresholds_C=[0.5] * 3)
     always = score(targets_NC, np.ones_like(scores_NC))
     assert prior.keys() == {"roc_auc", "average_precision", "micro_f1", "macro_f1", "micro_precision", "micro_recall",
-                            "jaccard", "exact_match", "hamming_loss"}  # fmt: skip
+                            "jaccard", "exact_match", "hamming_loss", "accuracy"}  # fmt: skip
     assert_alike(prior, {key: constant[key] for key in prior} | {"macro_f1": always["macro_f1"]})
     assert prior["roc_auc"]["macro"] in (0.5, None)
 
@@ -254,7 +255,7 @@ def test_the_prior_decides_as_well_as_a_constant_can(arrays: Arrays, tenths: lis
 
     chosen = scores._best_constant(prior_C).astype(float)
     assert expected_f1(chosen) == pytest.approx(max(map(expected_f1, constants)))
-    micro = ("micro_f1", "micro_precision", "micro_recall", "jaccard", "exact_match", "hamming_loss")
+    micro = ("micro_f1", "micro_precision", "micro_recall", "jaccard", "exact_match", "hamming_loss", "accuracy")
     assert_alike({key: prior[key] for key in micro}, {key: found[tuple(chosen)][key] for key in micro})
 
 

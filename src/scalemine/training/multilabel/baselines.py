@@ -1,54 +1,85 @@
-"""Classical models on frozen embeddings: one model per label, fitted on the rows where that label is known.
+"""Classical models on frozen embeddings or on words: one model per label, fitted on the rows where that label is known.
 
-Nothing is kept of a model but its scores, so no model is ever written or read. A seed gives the same scores whatever
-the number of threads.
+A seed gives the same scores whatever the number of threads.
 
 Shapes: N rows to learn from, M rows to score, C labels, D dimensions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_matrix, issparse
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.ensemble import BaggingClassifier, HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
+from sklearn.naive_bayes import MultinomialNB
+from sklearn.neighbors import NearestNeighbors
+from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 from threadpoolctl import threadpool_limits
 
-from scalemine.config import BASELINES, BaselineConfig
+from scalemine.config import BASELINE_KEYS, BASELINES, BaselineConfig, InputError
 
 FloatArray = NDArray[np.float32]
+# Embeddings are dense, TF-IDF is sparse.
+Matrix: TypeAlias = FloatArray | csr_matrix
 
-# These are moved by the scale of a dimension; trees are not.
-_STANDARDISED = ("svm", "logistic_regression")
+# Of embeddings; these are moved by the scale of a dimension, trees are not, and near are those of a high cosine.
+_STANDARDISED = ("svm", "logistic_regression", "mlp")
 _CALIBRATION_FOLDS = 3
-_DEFAULT_C = {"linear": 0.0002, "rbf": 1.0, "logistic_regression": 0.003}
+# What is taken where nothing is set. On words: Wang et al. 2022, tables A1 to A4, first line.
+_ON_EMBEDDINGS = {"max_features": "sqrt", "min_split": 10, "min_leaf": 5, "kernel": "linear", "gamma": "scale"}
+_ON_WORDS = {
+    "max_features": "log2", "min_split": 20, "min_leaf": 1, "max_depth": 300, "kernel": "rbf", "gamma": 1.0
+}  # fmt: skip
+_C_ON_EMBEDDINGS = {"linear": 0.0002, "rbf": 1.0, "logistic_regression": 0.003}
+_C_ON_WORDS = {"linear": 1.0, "rbf": 1.0, "logistic_regression": 10.0}
 # With all dimensions ten trees would take minutes on some thousand tweets.
 _BAG_SHARE = 0.2
 # Levels of a dimension that boosting tells apart.
 _LEVELS = 64
+# Of mlp: some hundred tweets take more than a few steps by it.
+_BATCH_SIZE = 64
+# Rows that are scored at a time: a kernel's or a neighbour's matrix is this by the rows that were learnt from.
+_SCORED_ROWS = 4_096
+
+
+def settled(name: str, options: BaselineConfig) -> dict[str, Any]:
+    """Return what a model is made with, by key: what is set, and else what the features decide."""
+    found = {key: getattr(options, key) for key in sorted(BASELINE_KEYS[name])}
+    defaults, strengths = (_ON_WORDS, _C_ON_WORDS) if options.is_of_words else (_ON_EMBEDDINGS, _C_ON_EMBEDDINGS)
+    found = {key: defaults.get(key) if value is None else value for key, value in found.items()}
+    if "C" in found and found["C"] is None:
+        found["C"] = strengths[found.get("kernel", name)]
+    if found.get("kernel") == "linear":
+        del found["gamma"]
+    return found
 
 
 def fit_predict(
     name: str,
     options: BaselineConfig,
-    vectors_ND: NDArray[Any],
+    vectors_ND: Any,  # noqa: ANN401  a matrix, dense or sparse
     targets_NC: NDArray[np.int8],
     weight_N: NDArray[Any],
-    others: Mapping[str, NDArray[Any]],
+    others: Mapping[str, Any],
     *,
     seed: int,
     jobs: int,
     on_label: Callable[[int], None] = lambda done: None,
     check: Callable[[], None] = lambda: None,
+    keep: Callable[[int, Any], None] = lambda label, model: None,
 ) -> dict[str, FloatArray]:
     """Fit one model per label and score every other set with it.
 
@@ -58,14 +89,16 @@ def fit_predict(
     Args:
         name: One of ``BASELINES``.
         options: What the models are like.
-        vectors_ND: Embeddings to learn from, float32 or float16.
+        vectors_ND: What to learn from: embeddings, float32 or float16, or sparse features of words, float32.
         targets_NC: 1, 0, or -1 where it is not known whether the row has the label; such rows are left out.
         weight_N: Weight of each row, at least 0; a row of weight 0 is left out.
-        others: The sets to score: embeddings ``(M, D)`` by name.
+        others: The sets to score: such rows ``(M, D)`` by name.
         seed: Decides everything that is drawn.
         jobs: Threads.
         on_label: Called with the number of labels that are done.
         check: Called between labels; what it raises ends the work.
+        keep: Given each label and its model, as ``probabilities`` takes it, from the thread that fitted it. That of
+            embeddings wants them prepared, so it is of no use elsewhere.
 
     Returns:
         Probabilities ``(M, C)``, float32, by set.
@@ -73,37 +106,25 @@ def fit_predict(
     Raises:
         ValueError: There is no such baseline, an option is out of its range, lengths differ, a weight is negative or
             not finite, or so is an embedding.
+        InputError: ``k`` is above the rows of a label.
     """
     _check_input(name, vectors_ND, targets_NC, weight_N)
     num_labels = targets_NC.shape[1]
-    vectors_ND, others = _prepared(name, vectors_ND, others)
-    scores = {key: np.empty((len(vectors_MD), num_labels), np.float32) for key, vectors_MD in others.items()}
+    vectors_ND, others = prepared(name, vectors_ND, others)
+    scores = {key: np.empty((vectors_MD.shape[0], num_labels), np.float32) for key, vectors_MD in others.items()}
 
-    def fit_label(label: int) -> int:
-        known_N = (targets_NC[:, label] >= 0) & (weight_N > 0)
-        targets_N, known_weight_N = targets_NC[known_N, label], weight_N[known_N].astype(np.float64)
-        fewest = min(int(targets_N.sum()), int((1 - targets_N).sum()))
-        # Of a single row nothing can be held out to turn the margin into a probability.
-        if fewest < (2 if name == "svm" else 1):
-            prior = (known_weight_N[targets_N == 1].sum() + 1) / (known_weight_N.sum() + 2)
-            for scores_MC in scores.values():
-                scores_MC[:, label] = prior
-            return label
-        # Labels draw apart, so that the score of one does not depend on which others there are.
-        model = _model(name, options, seed=seed, jobs=jobs, fewest=fewest)
-        model.fit(vectors_ND[known_N], targets_N, sample_weight=known_weight_N)
-        if name == "random_forest":
-            model.n_jobs = 1  # threads would add up the votes in any order, and round as it comes
+    def fit_and_score(label: int) -> int:
+        model = fit_label(name, options, vectors_ND, targets_NC[:, label], weight_N, seed=seed, jobs=jobs)
+        keep(label, model)
         for key, vectors_MD in others.items():
-            if len(vectors_MD):
-                scores[key][:, label] = model.predict_proba(vectors_MD)[:, 1]
+            scores[key][:, label] = probabilities(model, vectors_MD)
         return label
 
     check()
     # The forest shares its trees among threads, the others their labels.
     threads = 1 if name == "random_forest" else jobs
-    with threadpool_limits(1, user_api="blas"), _pool(threads) as pool:
-        fits = [pool.submit(fit_label, label) for label in range(num_labels)]
+    with quiet_threads(threads) as pool:
+        fits = [pool.submit(fit_and_score, label) for label in range(num_labels)]
         try:
             for done, fit in enumerate(as_completed(fits), start=1):
                 fit.result()
@@ -115,37 +136,128 @@ def fit_predict(
     return scores
 
 
-def _check_input(name: str, vectors_ND: NDArray[Any], targets_NC: NDArray[np.int8], weight_N: NDArray[Any]) -> None:
+def fit_label(
+    name: str,
+    options: BaselineConfig,
+    vectors_ND: Matrix,
+    targets_N: NDArray[np.int8],
+    weight_N: NDArray[Any],
+    *,
+    seed: int,
+    jobs: int,
+    only_decides: bool = False,
+) -> Any:  # noqa: ANN401
+    """Return the fitted model of one label; its prior, a number, where that is all that can be known.
+
+    Args:
+        name: One of ``BASELINES``.
+        options: What the model is like.
+        vectors_ND: What to learn from, prepared.
+        targets_N: 1, 0 or -1.
+        weight_N: Weight of each row.
+        seed: Decides everything that is drawn.
+        jobs: Threads of the forest.
+        only_decides: Do without probabilities where they cost further fits, and yes or no does not.
+    """
+    known_N = (targets_N >= 0) & (weight_N > 0)
+    targets_N, weight_N = targets_N[known_N], weight_N[known_N].astype(np.float64)
+    fewest = min(int(targets_N.sum()), int((1 - targets_N).sum()))
+    is_margin = name == "svm" and not only_decides
+    # Of a single row nothing can be held out to turn the margin into a probability.
+    if fewest < (2 if is_margin else 1):
+        return float((weight_N[targets_N == 1].sum() + 1) / (weight_N.sum() + 2))
+    if name == "knn" and options.k > len(targets_N):
+        raise InputError(f"baseline.k: {options.k} nearest of {len(targets_N)} training tweets; lower it")
+    # Labels draw apart, so that the score of one does not depend on which others there are.
+    model = _model(name, options, seed=seed, jobs=jobs)
+    if name == "mlp":
+        model.batch_size = min(_BATCH_SIZE, len(targets_N))
+    if is_margin:
+        folds = StratifiedKFold(min(_CALIBRATION_FOLDS, fewest), shuffle=True, random_state=seed)
+        model = CalibratedClassifierCV(model, method="sigmoid", cv=folds, ensemble=False)
+    model.fit(vectors_ND[known_N], targets_N, sample_weight=weight_N)
+    if name == "random_forest":
+        model.n_jobs = 1  # threads would add up the votes in any order, and round as it comes
+    return model
+
+
+def probabilities(model: Any, vectors_MD: Matrix) -> FloatArray:  # noqa: ANN401
+    """Return the probability of a label ``(M,)`` by its model, or its prior."""
+    scores_M = np.full(vectors_MD.shape[0], model if isinstance(model, float) else np.nan, np.float32)
+    if not isinstance(model, float):
+        for start in range(0, len(scores_M), _SCORED_ROWS):
+            part = slice(start, start + _SCORED_ROWS)
+            scores_M[part] = model.predict_proba(vectors_MD[part])[:, 1]
+    return scores_M
+
+
+class NearestTweets:
+    """The share of positives, by weight, among the k nearest rows; a classifier as scikit-learn's are.
+
+    Args:
+        k: How many.
+    """
+
+    def __init__(self, k: int) -> None:
+        self.nearest = NearestNeighbors(n_neighbors=k, algorithm="brute")
+
+    def fit(self, vectors_ND: Matrix, targets_N: NDArray[np.int8], sample_weight: NDArray[np.float64]) -> NearestTweets:
+        """Remember the rows."""
+        self.nearest.fit(vectors_ND)
+        self.weight_N = sample_weight
+        self.positive_N = sample_weight * targets_N
+        return self
+
+    def predict_proba(self, vectors_MD: Matrix) -> NDArray[np.float64]:
+        """Return the probabilities of no and yes ``(M, 2)``."""
+        near_MK = self.nearest.kneighbors(vectors_MD, return_distance=False)
+        share_M = self.positive_N[near_MK].sum(axis=1) / self.weight_N[near_MK].sum(axis=1)
+        return np.stack([1 - share_M, share_M], axis=1)
+
+    def predict(self, vectors_MD: Matrix) -> NDArray[np.int8]:
+        """Return yes where it is the more likely ``(M,)``."""
+        return (self.predict_proba(vectors_MD)[:, 1] > 0.5).astype(np.int8)  # noqa: PLR2004
+
+
+def _check_input(name: str, vectors_ND: Matrix, targets_NC: NDArray[np.int8], weight_N: NDArray[Any]) -> None:
     if name not in BASELINES:
         raise ValueError(f"baseline: expected one of {', '.join(BASELINES)}, got {name!r}")
-    if not len(vectors_ND) == len(targets_NC) == len(weight_N):
-        raise ValueError(f"{len(vectors_ND)} embeddings, {len(targets_NC)} rows of targets and {len(weight_N)} weights")
+    if not vectors_ND.shape[0] == len(targets_NC) == len(weight_N):
+        rows = vectors_ND.shape[0]
+        raise ValueError(f"{rows} embeddings, {len(targets_NC)} rows of targets and {len(weight_N)} weights")
     if not np.all(np.isfinite(weight_N) & (weight_N >= 0)):
         raise ValueError("weights must be finite and at least 0")
 
 
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Return a pool whose threads start no others: sums over a varying number of threads round differently."""
+@contextlib.contextmanager
+def quiet_threads(threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Give a pool whose threads start no others: sums over a varying number of threads round differently."""
 
     def alone() -> None:
         threadpool_limits(1, user_api="openmp")
 
-    return ThreadPoolExecutor(threads, initializer=alone)
+    with threadpool_limits(1, user_api="blas"), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # a number of epochs is no failure
+        with ThreadPoolExecutor(threads, initializer=alone) as pool:
+            yield pool
 
 
-def _prepared(
-    name: str, vectors_ND: NDArray[Any], others: Mapping[str, NDArray[Any]]
-) -> tuple[FloatArray, dict[str, FloatArray]]:
-    """Return embeddings as float32; standardised or in levels, by the rows to learn from, where a model asks for it."""
+def prepared(name: str, vectors_ND: Any, others: Mapping[str, Any]) -> tuple[Matrix, dict[str, Matrix]]:  # noqa: ANN401
+    """Return embeddings as float32; standardised or in levels, by the rows to learn from, where a model asks for it.
+
+    Features of words stay as they are: their rows are of length 1, and which are 0 is half of what they tell.
+    """
+    if issparse(vectors_ND):
+        return vectors_ND, dict(others)
     vectors_ND = vectors_ND.astype(np.float32, copy=False)
-    prepared = {key: vectors_MD.astype(np.float32, copy=False) for key, vectors_MD in others.items()}
+    dense = {key: vectors_MD.astype(np.float32, copy=False) for key, vectors_MD in others.items()}
     if name == "boosting":
-        return _levels(vectors_ND, vectors_ND), {key: _levels(other, vectors_ND) for key, other in prepared.items()}
+        return _levels(vectors_ND, vectors_ND), {key: _levels(other, vectors_ND) for key, other in dense.items()}
     if name not in _STANDARDISED:
-        return vectors_ND, prepared
+        return vectors_ND, dense
     scaler = StandardScaler().fit(vectors_ND)
     return scaler.transform(vectors_ND), {
-        key: scaler.transform(vectors_MD) if len(vectors_MD) else vectors_MD for key, vectors_MD in prepared.items()
+        key: scaler.transform(vectors_MD) if len(vectors_MD) else vectors_MD for key, vectors_MD in dense.items()
     }
 
 
@@ -163,35 +275,43 @@ def _levels(vectors_MD: FloatArray, vectors_ND: FloatArray) -> FloatArray:
     return levels_MD
 
 
-def _model(name: str, options: BaselineConfig, *, seed: int, jobs: int, fewest: int) -> Any:  # noqa: ANN401
-    """Return an unfitted model; ``fewest``: rows of the rarer of both classes."""
+def _model(name: str, options: BaselineConfig, *, seed: int, jobs: int) -> Any:  # noqa: ANN401
+    """Return an unfitted model; one that has no probabilities has margins."""
+    found = settled(name, options)
+    if name == "logistic_regression":
+        # The published solver; it is slow on embeddings.
+        solver = "liblinear" if options.is_of_words else "lbfgs"
+        return LogisticRegression(C=found["C"], solver=solver, max_iter=1_000)
+    if name == "svm" and found["kernel"] == "linear":
+        return LinearSVC(C=found["C"], random_state=seed)
+    if name == "svm":
+        return SVC(C=found["C"], kernel="rbf", gamma=found["gamma"], cache_size=500)
+    if name == "boosting":
+        # Without a part held out, which would take rows from rare labels.
+        return HistGradientBoostingClassifier(
+            max_iter=found["iterations"], max_bins=_LEVELS, early_stopping=False, random_state=seed
+        )
+    if name == "knn":
+        return NearestTweets(found["k"])
+    if name == "naive_bayes":
+        return MultinomialNB()
+    if name == "mlp":
+        epochs = found["epochs"]
+        return MLPClassifier(found["hidden"], max_iter=epochs, n_iter_no_change=epochs, tol=0, random_state=seed)
+    return _trees(name, found, seed=seed, jobs=jobs)
+
+
+def _trees(name: str, found: Mapping[str, Any], *, seed: int, jobs: int) -> Any:  # noqa: ANN401
     tree = {
-        "max_depth": options.max_depth,
-        "min_samples_leaf": options.min_leaf,
-        "min_samples_split": options.min_split,
+        "max_depth": found["max_depth"],
+        "min_samples_leaf": found["min_leaf"],
+        "min_samples_split": found["min_split"],
     }
-    if name == "random_forest":
-        return RandomForestClassifier(options.trees, **tree, random_state=seed, n_jobs=jobs)
     if name == "decision_tree":
         return DecisionTreeClassifier(**tree, random_state=seed)
     if name == "bagging":
         return BaggingClassifier(
-            DecisionTreeClassifier(**tree), options.bags, max_features=_BAG_SHARE, random_state=seed
+            DecisionTreeClassifier(**tree), found["bags"], max_features=_BAG_SHARE, random_state=seed
         )
-    if name == "boosting":
-        # Without a part held out, which would take rows from rare labels.
-        return HistGradientBoostingClassifier(
-            max_iter=options.iterations, max_bins=_LEVELS, early_stopping=False, random_state=seed
-        )
-    if name == "logistic_regression":
-        return LogisticRegression(C=_strength(options, name), max_iter=1_000)
-    if options.kernel == "linear":
-        margin = LinearSVC(C=_strength(options, "linear"), random_state=seed)
-    else:
-        margin = SVC(C=_strength(options, "rbf"), kernel="rbf", cache_size=500)
-    folds = StratifiedKFold(min(_CALIBRATION_FOLDS, fewest), shuffle=True, random_state=seed)
-    return CalibratedClassifierCV(margin, method="sigmoid", cv=folds, ensemble=False)
-
-
-def _strength(options: BaselineConfig, model: str) -> float:
-    return _DEFAULT_C[model] if options.C is None else options.C
+    features = found["max_features"]
+    return RandomForestClassifier(found["trees"], **tree, max_features=features, random_state=seed, n_jobs=jobs)

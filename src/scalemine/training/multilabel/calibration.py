@@ -14,7 +14,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
-from scipy.special import expit
+from scipy.special import expit, logit
 
 Floats = NDArray[np.float64]
 Method = Literal["none", "temperature", "platt"]
@@ -24,6 +24,8 @@ NUM_BINS: Final = 15
 MIN_POSITIVES: Final = 50
 LEAST_SLOPE: Final = 0.05
 MOST_SLOPE: Final = 20.0
+# A model may give 0 or 1, whose logits are no numbers.
+_LEAST: Final = 1e-6
 
 
 def best_thresholds(
@@ -99,6 +101,11 @@ def ece(targets_N: NDArray[Any], scores_N: NDArray[Any], bins: int = NUM_BINS) -
     bin_M = np.searchsorted(edges, scores_M)
     excess = np.bincount(bin_M, weights=positive_M, minlength=bins) - np.bincount(bin_M, scores_M, minlength=bins)
     return float(np.abs(excess).sum() / num_known)
+
+
+def logits_of(scores_NC: NDArray[Any]) -> NDArray[Any]:
+    """Return the logits of probabilities, which are numbers also where those are 0 or 1."""
+    return np.asarray(logit(scores_NC.clip(_LEAST, 1 - _LEAST)))
 
 
 @dataclass(frozen=True, eq=False)

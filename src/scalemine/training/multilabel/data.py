@@ -35,7 +35,7 @@ from scalemine.training.multilabel.examples import (
     check_same_labels,
     read_examples,
 )
-from scalemine.training.multilabel.head import Nesting, order
+from scalemine.training.multilabel.head import Nesting, in_order, order
 from scalemine.training.multilabel.scores import score_labels
 from scalemine.training.splits import Rows, Split
 
@@ -253,10 +253,7 @@ class LabelSets:
 
     def in_order(self, scores_NC: Floats) -> Floats:
         """Return probabilities none of whose outer labels is below an inner one."""
-        if nesting := self.nesting:
-            for label in nesting.inner_first:
-                scores_NC[:, label] = scores_NC[:, [label, *nesting.inner[label]]].max(axis=1)
-        return scores_NC
+        return in_order(scores_NC, self.nesting)
 
     def score(self, name: str, scores_NC: Floats, thresholds_C: NDArray[np.float64]) -> dict[str, Any]:
         """Return the scores of the probabilities of a set."""

@@ -7,7 +7,7 @@ features x in [-1, 1], as the tanh of a pooler leaves them, logits w . x + b kee
 
 as u . x + ||u||_1 >= 0. The layer learns u and the step; what it gives is an ordinary linear layer.
 
-Shapes: B rows of a batch, C labels, D features.
+Shapes: B rows of a batch, N tweets, C labels, D features.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final, Self
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import linear, softplus
 
@@ -70,6 +72,14 @@ class Nesting:
             for component in sorted(set(component_of))
         )
         return cls(tuple(direct), inner_first, components)
+
+
+def in_order(scores_NC: NDArray[np.float32], nesting: Nesting | None) -> NDArray[np.float32]:
+    """Return probabilities none of whose outer labels is below an inner one."""
+    if nesting is not None:
+        for label in nesting.inner_first:
+            scores_NC[:, label] = scores_NC[:, [label, *nesting.inner[label]]].max(axis=1)
+    return scores_NC
 
 
 def order(labels: Sequence[str], chains: Sequence[Sequence[str]]) -> Nesting:

@@ -10,7 +10,7 @@ as in scikit-learn.
   over the labels that have one, micro counts all entries together.
 - Jaccard: |gold and predicted| / |gold or predicted|, 1 where both are empty, the mean over tweets (the "accuracy" of
   SemEval-2018 E-c). Exact match: the share of tweets whose known labels are all right. A tweet without a known label
-  counts in neither.
+  counts in neither. Accuracy: the share of known entries that are right, which is one less the Hamming loss.
 - False alarms: tweets without a known label, which mined and random negatives are, that are given a label all the same.
 - The prior knows how frequent each label is in training, whatever the tweet says. It ranks by that. No threshold
   decides, but every tweet is given the same labels: all of them for macro F1, and for the other measures those that
@@ -393,6 +393,7 @@ def _decisions(
         "jaccard": float(jaccard_N[read_N].mean()) if read_N.any() else None,
         "exact_match": float((wrong_N[read_N] == 0).mean()) if read_N.any() else None,
         "hamming_loss": float(wrong_N.sum() / num_known_N.sum()) if read_N.any() else None,
+        "accuracy": float(1 - wrong_N.sum() / num_known_N.sum()) if read_N.any() else None,
     }
 
 

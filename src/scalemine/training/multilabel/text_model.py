@@ -1,0 +1,259 @@
+"""A classical model on words as one folder: written by training, loaded anywhere.
+
+    model = load_text_model("work/rescue/runs/NAME/model")
+    model.predict(["water rising, need a boat, 77002"])
+
+``model.json`` says all that is to be known: format, version, labels, model and its settings, normaliser, thresholds and
+calibration by label, nested, training, metrics, versions of the libraries, and the hash of each further file; it is
+written last. ``features.json`` holds the words (see ``word_features``), ``label-N.skops`` the fitted estimator of label
+N, as skops writes it. That is no pickle: arrays, and names of types, of which those alone are made that are expected
+here; no code of a file is run.
+
+Shapes: N texts, C labels.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
+
+from scalemine.config import BASELINES, InputError
+from scalemine.models import first_line
+from scalemine.store import file_sha256, read_json, write_json, write_whole
+from scalemine.text import normaliser
+from scalemine.training.multilabel.baselines import NearestTweets, probabilities
+from scalemine.training.multilabel.calibration import Calibration, logits_of
+from scalemine.training.multilabel.head import in_order, order
+from scalemine.training.multilabel.word_features import WordFeatures
+
+CONFIG, FEATURES = "model.json", "features.json"
+KIND = "words"
+# Rises when the meaning of what model.json holds changes.
+FORMAT = 1
+# Beside scikit-learn's public estimators and numpy's arrays, which skops knows: what the models here are made of.
+_TRUSTED = (
+    f"{NearestTweets.__module__}.{NearestTweets.__qualname__}",
+    "scipy.sparse._csr.csr_matrix",
+    "sklearn.calibration._CalibratedClassifier",
+    "sklearn.calibration._SigmoidCalibration",
+    "sklearn.model_selection._split.StratifiedKFold",
+    "sklearn.tree._tree.Tree",  # see _check_trees
+)
+# Of what kind a label's estimator may be.
+_ESTIMATORS = frozenset(
+    {"RandomForestClassifier", "CalibratedClassifierCV", "BaggingClassifier", "DecisionTreeClassifier"}
+    | {"LogisticRegression", "NearestTweets", "MultinomialNB", "MLPClassifier"}
+)
+# Texts whose features are held at a time.
+_TEXTS = 16_384
+
+
+def label_file(label: int) -> str:
+    """Return the name of the file of a label's estimator."""
+    return f"label-{label}.skops"
+
+
+def write_estimator(model: Any, path: Path) -> None:  # noqa: ANN401
+    """Write a fitted estimator, compressed."""
+    import skops.io
+
+    # Only needed to go on with training, and three times the weights.
+    for name in ("_optimizer", "_random_state"):
+        model.__dict__.pop(name, None)
+    with write_whole(path) as temporary:
+        skops.io.dump(model, temporary, compression=zipfile.ZIP_DEFLATED, compresslevel=6)
+
+
+def read_estimator(path: Path) -> Any:  # noqa: ANN401
+    """Return a fitted estimator.
+
+    Raises:
+        InputError: The file holds none, or something that does not belong there; nothing of it was run.
+    """
+    import skops.io
+
+    try:
+        model = skops.io.load(path, trusted=list(_TRUSTED))
+    # It is a file of anybody's, and what skops and scikit-learn make of damage is of many kinds.
+    except Exception as error:  # noqa: BLE001
+        raise InputError(f"{path}: not an estimator that can be read safely: {first_line(error)}") from None
+    if type(model).__name__ not in _ESTIMATORS:
+        raise InputError(f"{path}: holds a {type(model).__name__}, which is no estimator of a label")
+    _check_trees(model, path)
+    return model
+
+
+def _check_trees(model: Any, path: Path) -> None:  # noqa: ANN401
+    """Refuse trees that lead round in a circle or out of memory: scikit-learn follows them blindly.
+
+    Raises:
+        InputError: One does.
+    """
+    found = [model] if hasattr(model, "tree_") else getattr(model, "estimators_", [])
+    for one in found:
+        tree = one.tree_
+        left_N, right_N, place_N = tree.children_left, tree.children_right, np.arange(tree.node_count)
+        is_leaf_N = left_N == -1
+        inner_2N = np.stack([left_N, right_N])[:, ~is_leaf_N]
+        leads_on = (inner_2N > place_N[~is_leaf_N]).all() and (inner_2N < tree.node_count).all()
+        features_N = tree.feature[~is_leaf_N]
+        if not leads_on or ((features_N < 0) | (features_N >= one.n_features_in_)).any() or not tree.node_count:
+            raise InputError(f"{path}: a tree leads to a node or a feature that is not there")
+
+
+def write_text_model(
+    folder: Path, info: Mapping[str, Any], features: WordFeatures, priors: Mapping[int, float]
+) -> None:
+    """Write what belongs to the estimators, which are there already; ``model.json`` comes last.
+
+    Args:
+        folder: Where.
+        info: What ``model.json`` is to hold; format, kind, models and hashes are put in here.
+        features: What the estimators read.
+        priors: The labels that have no estimator, by place, and their probability.
+    """
+    write_json(folder / FEATURES, features.as_json())
+    models: list[dict[str, Any]] = [
+        {"probability": priors[label]} if label in priors else {"file": label_file(label)}
+        for label in range(len(info["labels"]))
+    ]
+    names = [FEATURES, *(one["file"] for one in models if "file" in one)]
+    hashes = {name: file_sha256(folder / name) for name in names}
+    write_json(folder / CONFIG, {"format": FORMAT, "kind": KIND} | dict(info) | {"models": models, "sha256": hashes})
+
+
+class TextModel:
+    """A trained model on words; made by ``load_text_model``.
+
+    Args:
+        info: What ``model.json`` holds.
+        features: What the models read.
+        models: Of each label, the estimator or a probability.
+    """
+
+    def __init__(self, info: dict[str, Any], features: WordFeatures, models: Sequence[Any]) -> None:
+        self.info = info
+        self._features = features
+        self._models = models
+        self._normalise = normaliser(info["normaliser"])
+        pairs = [info["calibration"][label] for label in self.labels]
+        self._calibration = Calibration(*(np.array(one, np.float64) for one in zip(*pairs, strict=True)))
+        self._nesting = order(self.labels, info["nested"])
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels, in the order of the columns of ``predict``."""
+        return list(self.info["labels"])
+
+    @property
+    def thresholds(self) -> dict[str, float]:
+        """By label, the least probability at which a text has it."""
+        return {label: self.info["thresholds"][label] for label in self.labels}
+
+    def predict(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return the probabilities of the labels ``(N, C)``, each in [0, 1].
+
+        Raises:
+            ValueError: ``texts`` is one text rather than several.
+        """
+        if isinstance(texts, str):
+            raise ValueError("expected several texts, got one; give [text]")
+        scores_NC = np.empty((len(texts), len(self.labels)), np.float32)
+        with threadpool_limits(1):  # sums over a varying number of threads round differently
+            for start in range(0, len(texts), _TEXTS):
+                part = slice(start, start + _TEXTS)
+                vectors_ND = self._features.transform([self._normalise(text) for text in texts[part]])
+                for label, model in enumerate(self._models):
+                    scores_NC[part, label] = probabilities(model, vectors_ND)
+        return in_order(self._calibration.apply(logits_of(scores_NC)), self._nesting)
+
+    # As a fine-tuned classifier calls it.
+    scores = predict
+
+    def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:
+        """Return for each text the labels whose probability reaches their threshold, with that probability."""
+        thresholds = self.thresholds
+        return [
+            {label: score for (label, least), score in zip(thresholds.items(), scores, strict=True) if score >= least}
+            for scores in self.predict(texts).tolist()
+        ]
+
+
+def _model_folder(folder: str | Path) -> Path:
+    path = Path(folder)
+    return path / "model" if not (path / CONFIG).exists() and (path / "model" / CONFIG).exists() else path
+
+
+def load_text_model(folder: str | Path) -> TextModel:
+    """Load a model on words from its folder, or from the folder of the run that wrote it.
+
+    Raises:
+        InputError: There is none, it is damaged, or a file holds what does not belong there.
+    """
+    path = _model_folder(folder)
+    info = _read_info(path)
+    for name, wanted in info["sha256"].items():
+        if not (path / name).exists():
+            raise InputError(f"{path / name}: missing; train the model again")
+        if file_sha256(path / name) != wanted:
+            raise InputError(f"{path / name}: not the file that was written with {CONFIG} (its sha256 is another)")
+    models = [
+        float(one["probability"]) if "probability" in one else read_estimator(path / one["file"])
+        for one in info["models"]
+    ]
+    try:
+        features = WordFeatures.from_json(read_json(path / FEATURES))
+        model = TextModel(info, features, models)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: damaged: {first_line(error)}") from None
+    width = len(features.terms) + bool(features.phrases)
+    for one in models:
+        if not isinstance(one, float) and _width(one) != width:
+            raise InputError(f"{path}: an estimator reads {_width(one)} features, and {FEATURES} has {width}")
+    return model
+
+
+def _width(model: Any) -> int:  # noqa: ANN401
+    found = model.nearest if isinstance(model, NearestTweets) else model
+    return int(found.n_features_in_)
+
+
+def _read_info(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.exists():
+        raise InputError(f"{folder}: no model here (expected {CONFIG}; scalemine train writes it to runs/NAME/model)")
+    try:
+        info = read_json(path)
+        if not isinstance(info, dict) or info["kind"] != KIND:
+            raise ValueError("not that of a model on words")
+        if info["format"] != FORMAT:
+            raise ValueError(f"format {info['format']}, and this version of scalemine reads {FORMAT}")
+        _check_info(info)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: {first_line(error)}") from None
+    return info
+
+
+def _check_info(info: Mapping[str, Any]) -> None:
+    labels, models = info["labels"], info["models"]
+    normaliser(info["normaliser"])
+    if info["model"] not in BASELINES:
+        raise ValueError(f"model: unknown: {info['model']!r}")
+    if not labels or len(set(labels)) < len(labels) or not len(labels) == len(models) == len(info["thresholds"]):
+        raise ValueError(f"{len(labels)} labels, {len(models)} models, {len(info['thresholds'])} thresholds")
+    if not all(isinstance(info["thresholds"][label], float | int) for label in labels):
+        raise ValueError(f"thresholds: expected numbers, got {info['thresholds']}")
+    for label, one in enumerate(models):
+        if "probability" in one and not 0 <= float(one["probability"]) <= 1:
+            raise ValueError(f"models: {one['probability']} is no probability")
+        if "probability" not in one and one["file"] != label_file(label):
+            raise ValueError(f"models: expected {label_file(label)}, got {one['file']!r}")
+    # All that is read has a hash, and nothing else is read.
+    if set(info["sha256"]) != {FEATURES, *(one["file"] for one in models if "file" in one)}:
+        raise ValueError(f"sha256: expected a hash for each file, got {', '.join(info['sha256'])}")
