@@ -15,7 +15,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -222,6 +222,26 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 
 @dataclass(frozen=True)
+class Share:
+    """Which part of a corpus a job without Ray is at: every ``count``-th shard, from ``index`` on."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Share:
+        """Return the share that is written as ``I/N``.
+
+        Raises:
+            InputError: It is not one.
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if match is None or not int(match[1]) < int(match[2]):
+            raise InputError(f"--share {text}: expected I/N with I from 0 to N - 1, such as 0/8")
+        return cls(int(match[1]), int(match[2]))
+
+
+@dataclass(frozen=True)
 class Workdir:
     """The names of everything one experiment writes."""
 
@@ -312,6 +332,11 @@ class Workdir:
         return self.root / "sweeps"
 
     @property
+    def jobs(self) -> Path:
+        """Folder of the records of what was submitted."""
+        return self.root / "jobs"
+
+    @property
     def features(self) -> Path:
         """Folder of the cached vectors of words, by encoder."""
         return self.root / "features"
@@ -358,9 +383,47 @@ class Workdir:
                 f"{self.root}: workdir cannot be written ({error.strerror}); choose a folder you may write"
             ) from None
         try:
+            self._check_shares()
             _sweep(self.root.glob(".*.tmp"))
             owner.write_text(f"process {os.getpid()} on {socket.gethostname()}, since {time.ctime()}\n", "utf-8")
             yield
         finally:
             owner.unlink(missing_ok=True)
             lock.release()
+
+    def _check_shares(self) -> None:
+        """Raise InputError where jobs are at their shares of the corpus."""
+        for path in sorted(self.root.glob(".share-*.lock")):
+            try:
+                FileLock(path, timeout=0).acquire().lock.release()
+            except Timeout:
+                raise InputError(
+                    f"{self.root}: in use by jobs that share the corpus out ({path.name}); wait for them, or use "
+                    f"another workdir"
+                ) from None
+
+    @contextlib.contextmanager
+    def share_lock(self, share: Share, on_wait: Callable[[], object]) -> Iterator[contextlib.ExitStack]:
+        """Hold a share of the work directory, and at first, until what is given is closed, the whole of it.
+
+        Several processes may each hold a share; who comes while another has the whole waits, and calls ``on_wait``
+        each second.
+
+        Raises:
+            InputError: The folder cannot be written, or another run has this share.
+        """
+        path = self.root / f".share-{share.index:05d}-of-{share.count:05d}.lock"
+        with contextlib.ExitStack() as part, contextlib.ExitStack() as whole:
+            try:
+                self.root.mkdir(parents=True, exist_ok=True)
+                lock = FileLock(self.root / ".lock", timeout=1.0)
+                while not lock.is_locked:
+                    on_wait()
+                    with contextlib.suppress(Timeout):
+                        whole.enter_context(lock)
+                part.enter_context(FileLock(path, timeout=0))
+            except Timeout:
+                raise InputError(f"{path}: held by another run; wait for it, or take another share") from None
+            except OSError as error:
+                raise InputError(f"{self.root}: workdir cannot be written ({error.strerror}); choose another") from None
+            yield whole
