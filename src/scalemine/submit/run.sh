@@ -30,15 +30,18 @@ trap 'on_signal stop TERM' TERM INT
 
 # The exit code of a process, also where signals interrupt the waiting.
 wait_for() {
-    local code before=127
+    local code last
     while :; do
         code=0
-        wait "$1" 2>/dev/null || code=$?
-        # Above 128 a signal ended it, or came to this shell; in the first case it is not known the next time.
-        if [ "$code" = 127 ]; then return "$before"; fi
+        wait "$1" || code=$?
+        # Above 128 a signal ended it, or came to this shell.
         if [ "$code" -le 128 ]; then return "$code"; fi
-        before=$code
+        if ! kill -0 "$1" 2>/dev/null; then break; fi
     done
+    last=0
+    wait "$1" 2>/dev/null || last=$?
+    if [ "$last" = 127 ]; then return "$code"; fi
+    return "$last"
 }
 
 # Replaces the shell that calls it: so its process is the one to be ended.

@@ -14,6 +14,10 @@ from scalemine.submit.job import Job, own_program
 SCRIPT = "run.sh"
 _BODY = Path(__file__).parent / SCRIPT
 
+# How Ray is called, and what waits until its nodes are up: of the Python at hand.
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+AWAIT = [sys.executable, "-m", "scalemine.submit.nodes"]
+
 Value = str | int | Sequence[str]
 
 
@@ -28,8 +32,8 @@ def write_script(job: Job, header: Sequence[str], launcher: Literal["srun", "non
     profile = job.profile
     values: dict[str, Value] = {
         "command": job.argv(own_program(), str(job.config)),
-        "ray": [sys.executable, "-m", "ray.scripts.scripts"],
-        "await": [sys.executable, "-m", "scalemine.submit.nodes"],
+        "ray": RAY,
+        "await": AWAIT,
         "launcher": launcher,
         "shares": job.shares or 0,
         "cpus": profile.cpus,
