@@ -11,6 +11,7 @@ import pytest
 
 from scalemine.config import InputError
 from scalemine.store import (
+    Share,
     Stage,
     Workdir,
     fingerprint,
@@ -293,3 +294,35 @@ def test_files_have_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
         temporary.touch(mode=0o600)
     (tmp_path / "b").write_text("as others are written")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+def test_shares_are_held_beside_one_another_and_keep_others_out(tmp_path):
+    workdir, waits = Workdir(tmp_path / "work"), []
+    with workdir.share_lock(Share(0, 2), lambda: None) as whole:
+        with pytest.raises(InputError, match="in use"), workdir.lock():
+            pass
+        whole.close()
+        with workdir.share_lock(Share(1, 2), lambda: None) as other:
+            other.close()
+            with pytest.raises(InputError, match=r"jobs that share the corpus out \(\.share-00000-of-00002\.lock\)"):
+                with workdir.lock():
+                    pass
+        with pytest.raises(InputError, match="share-00000-of-00002.lock: held by another run"):
+            with workdir.share_lock(Share(0, 2), lambda: None):
+                pass
+    with workdir.lock():
+
+        def stop_waiting():
+            waits.append(None)
+            if len(waits) == 2:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt), workdir.share_lock(Share(1, 2), stop_waiting):
+            pass
+
+
+@pytest.mark.parametrize("text", ["2/2", "-1/2", "1", "a/b", "0/0", "1/2/3"])
+def test_shares_that_are_none(text):
+    assert Share.parse("1/2") == Share(1, 2)
+    with pytest.raises(InputError, match="expected I/N"):
+        Share.parse(text)

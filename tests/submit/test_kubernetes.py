@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import shlex
+import shutil
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -190,3 +191,34 @@ def test_a_job_is_handed_to_kubectl(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (tmp_path / "refuse").touch()
     with pytest.raises(RunError, match="kubectl get ended with code 1: no such namespace"):
         kubernetes.state(sent)
+
+
+CLUSTER = Path(__file__).parents[2] / "cluster"
+
+
+def test_what_a_cluster_is_set_up_with() -> None:
+    validate = pytest.importorskip("kubernetes_validate").validate
+    found = list(yaml.safe_load_all((CLUSTER / "kubernetes" / "setup.yaml").read_text()))
+    for one in found:
+        validate(one, "1.34", strict=True)
+    site = KubernetesSite()
+    assert {one["metadata"].get("namespace", site.namespace) for one in found} == {site.namespace}
+    assert site.claim in [one["metadata"]["name"] for one in found if one["kind"] == "PersistentVolumeClaim"]
+
+
+@pytest.mark.parametrize("path", sorted(CLUSTER.glob("*/site.yaml")), ids=lambda path: path.parent.name)
+def test_profiles_of_sites(path: Path) -> None:
+    assert load_profile(str(path)).gpus == load_profile("8gpu").gpus
+
+
+def test_the_dockerfile_is_sound() -> None:
+    text = (CLUSTER / "Dockerfile").read_text()
+    stages = text.split("\nFROM ")[1:]
+    assert [stage.split(" AS ")[1].split()[0] for stage in stages] == ["base", "cpu", "cuda"]
+    for stage in stages[1:]:
+        assert "USER 1000:1000" in stage
+        assert "-c constraints.txt" in stage
+    if (hadolint := shutil.which("hadolint")) is None:
+        pytest.skip("hadolint is not installed (pip install .[dev])")
+    said = subprocess.run([hadolint, CLUSTER / "Dockerfile"], capture_output=True, text=True)
+    assert said.returncode == 0, said.stdout

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -15,7 +16,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import pytest
+import ray
 import yaml
 
 from scalemine.config import InputError, load_config
@@ -199,3 +202,13 @@ def test_a_stage_that_is_stopped(
     until(lambda: ray_jobs.state(sent) == "running" and (tmp_path / "work" / "corpus").exists(), 120)
     ray_jobs.stop(sent)
     until(lambda: ray_jobs.state(sent) == "stopped", 120)
+
+
+@pytest.mark.parametrize("name", ["aws", "onpremise"])
+def test_clusters_are_what_ray_takes(name: str) -> None:
+    schema = json.loads((Path(ray.__file__).parent / "autoscaler" / "ray-schema.json").read_text())
+    found = yaml.safe_load((Path(__file__).parents[2] / "cluster" / "ray" / f"{name}.yaml").read_text())
+    jsonschema.validate(found, schema)
+    for commands in ("head_start_ray_commands", "worker_start_ray_commands"):
+        assert "RAY_AUTH_MODE=token" in found[commands][-1]
+    assert "--dashboard-host=127.0.0.1" in found["head_start_ray_commands"][-1]
