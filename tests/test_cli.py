@@ -23,6 +23,7 @@ from scalemine.cli import main
 from scalemine.lease import hold_workdir
 from scalemine.report.comparison import FORMAT
 from scalemine.store import Workdir, read_json
+from submit import fakes
 from sweep.sweeps import write_arms
 from training.tiny import write_bert
 
@@ -956,3 +957,99 @@ def test_compare_refuses_in_one_line(call: Any, tmp_path: Path) -> None:
     shutil.rmtree(Workdir(tmp_path).runs)
     ended = call("compare", tmp_path)
     assert (ended.code, "no run of sweep exp is finished" in ended.refusal) == (2, True)
+
+
+# Jobs
+
+
+SUBMIT = ["submit", "embed"]
+
+
+def test_submit_shows_what_it_would_send(call: Any, write_config: Any, tmp_path: Path) -> None:
+    config = write_config()
+    for target, expected in (
+        ("slurm", "#SBATCH --nodes=4"),
+        ("kubernetes", "kind: RayJob"),
+        ("ray", "working_dir: "),
+        ("local", "launcher=none"),
+    ):
+        options = [] if target == "local" else ["--profile", "4x8gpu"]
+        options += ["--address", "http://10.0.0.1:8265"] if target == "ray" else []
+        options += ["--set", "workdir=work"] if target == "kubernetes" else []
+        ended = call("submit", "embed", config, "--to", target, *options, "--dry-run")
+        assert ended.code == 0, ended.err
+        assert expected in ended.out
+        assert "\n# embed on " in ended.out
+        assert "\n# no estimate: " in ended.out
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["submit", "report", "--to", "local"], "expected one of embed, mine, index, rounds, train, sweep"),
+        ([*SUBMIT, "--to", "slurm", "--profile", "9gpu"], "--profile 9gpu: expected 1gpu, 4x8gpu, 8gpu, cpu"),
+        (["submit", "mine", "--to", "slurm", "--array", "3"], "only embed is shared out"),
+        ([*SUBMIT, "--to", "kubernetes"], "is not on the volume"),
+        ([*SUBMIT, "--to", "ray"], "where is the cluster"),
+        ([*SUBMIT, "--to", "local", "--set", "encoder.modell=x"], "encoder.modell: unknown key"),
+        ([*SUBMIT, "--to", "local", "--profile", "4x8gpu"], "this is one machine"),
+    ],
+)
+def test_bad_submissions(call: Any, write_config: Any, tmp_path: Path, arguments: list[str], expected: str) -> None:
+    ended = call(*arguments[:2], write_config(), *arguments[2:])
+    assert ended.code == 2
+    assert expected in ended.refusal
+    assert not (tmp_path / "work").exists()
+
+
+def test_a_job_and_its_status_logs_and_stop(
+    call: Any, write_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("scalemine.cli.JOB_INTERVAL", 0.1)
+    notes = fakes.use_fakes(tmp_path, monkeypatch)
+    config = write_config()
+    done = call(*SUBMIT, config, "--to", "local", "--wait")
+    assert done.code == 0, done.err
+    assert done.out.endswith("the stage speaks\n")
+    name = re.match(r"job (\S+) was sent to local; scalemine status\|logs\|stop \1\n", done.out)
+    assert name is not None
+    for what in (name[1], tmp_path / "work" / "jobs" / f"{name[1]}.json", tmp_path / "work"):
+        assert f"job {name[1]} (local): done, since 20" in call("status", what).out
+    assert "the stage speaks" in call("logs", name[1]).out
+    (notes / "code").write_text("1")
+    failed = call(*SUBMIT, config, "--to", "local", "--wait")
+    assert failed.code == 1
+    assert failed.refusal.endswith(": failed")
+    (notes / "lasting").touch()
+    (notes / "stage").unlink()
+    sent = call(*SUBMIT, config, "--to", "local").out.split()[1]
+    fakes.until((notes / "stage").exists)
+    assert "(local): running" in call("status", sent).out
+    assert call("stop", sent).out == f"job {sent} was asked to stop\n"
+    fakes.until(lambda: "(local): stopped" in call("status", sent).out)
+    assert len(call("status", tmp_path / "work").out.splitlines()) == 3
+    assert "no such job" in call("logs", "mine-1").refusal
+
+
+def test_shares_of_an_embedding(call: Any, write_config: Any, finished: Any, tmp_path: Path) -> None:
+    workdir = tmp_path / "work"
+    for stage in ("corpus", "anchors", "probe"):
+        shutil.copytree(finished.workdir / stage, workdir / stage)
+    config = write_config(workdir)
+    names = sorted(path.name for path in (finished.workdir / "embeddings").glob("*.arrow"))
+    for share in range(2):
+        ended = call("embed", config, "--share", f"{share}/2")
+        assert ended.code == 0, ended.err
+        assert f"share {share}/2: {len(names[share::2])} shard(s) are embedded" in ended.out
+        made = sorted(path.name for path in (workdir / "embeddings").glob("*.arrow"))
+        assert made == sorted(name for one in range(share + 1) for name in names[one::2])
+    kept = {path: path.stat().st_mtime_ns for path in (workdir / "embeddings").glob("*.arrow")}
+    assert call("embed", config).code == 0  # finds all of them
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    for name in names:
+        assert (workdir / "embeddings" / name).read_bytes() == (finished.workdir / "embeddings" / name).read_bytes()
+    for text, expected in (("2/2", "--share 2/2: expected I/N"), ("a", "expected I/N")):
+        assert expected in call("embed", config, "--share", text).refusal
+    assert "give --redo and --dry-run without it" in call("embed", config, "--share", "0/2", "--redo").refusal

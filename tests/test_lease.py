@@ -14,7 +14,8 @@ import pytest
 
 from scalemine import lease as lease_module
 from scalemine.config import InputError
-from scalemine.lease import EXPIRY, LEASE, LOCK, hold_workdir
+from scalemine.lease import EXPIRY, LEASE, LOCK, hold_share, hold_workdir
+from scalemine.store import Share
 
 HOLD = """
 import sys, time
@@ -151,3 +152,51 @@ def test_what_a_killed_run_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".a.1.2.tmp").touch()
     with hold_workdir(tmp_path):
         assert files(tmp_path) == {LEASE, LOCK}
+
+
+def test_shares_are_held_beside_one_another_and_keep_others_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "WAIT", 0.01)
+    with hold_share(tmp_path, Share(0, 2), lambda: None) as whole:
+        with pytest.raises(InputError, match="in use by another run"), hold_workdir(tmp_path):
+            pass
+        whole.close()
+        with hold_share(tmp_path, Share(1, 2), lambda: None) as other:
+            other.close()
+            with pytest.raises(InputError, match=r"a job at a share of the corpus, \.share-00000-of-00002, \(process"):
+                with hold_workdir(tmp_path):
+                    pass
+        with pytest.raises(InputError, match="use another share"), hold_share(tmp_path, Share(0, 2), lambda: None):
+            pass
+    assert not [name for name in files(tmp_path) if name.endswith(LEASE)]
+
+
+def test_who_comes_for_a_share_waits_while_another_holds_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "WAIT", 0.01)
+    waits: list[None] = []
+
+    def stop_waiting() -> None:
+        waits.append(None)
+        if len(waits) == 3:
+            raise KeyboardInterrupt
+
+    with hold_workdir(tmp_path):
+        with pytest.raises(KeyboardInterrupt), hold_share(tmp_path, Share(1, 2), stop_waiting):
+            pass
+    assert len(waits) == 3
+    with hold_share(tmp_path, Share(1, 2), lambda: None):
+        pass
+
+
+def test_a_share_on_another_machine_is_respected_until_it_expires(tmp_path: Path) -> None:
+    path = write_lease(tmp_path, host="elsewhere", pid=1)
+    path.rename(tmp_path / ".share-00001-of-00004.lease")
+    with pytest.raises(InputError, match="elsewhere"), hold_workdir(tmp_path):
+        pass
+    then = time.time() - 2 * EXPIRY
+    os.utime(tmp_path / ".share-00001-of-00004.lease", (then, then))
+    with hold_workdir(tmp_path):
+        pass

@@ -28,6 +28,7 @@ from scalemine.config import ComputeConfig, Config, EncoderConfig, InputError
 from scalemine.corpus import import_corpus, open_corpus
 from scalemine.decisions import Decision, append_decision
 from scalemine.executor import Executor, InlineExecutor, StopSignals, make_executor, silent
+from scalemine.lease import hold_workdir
 from scalemine.mining import cascade
 from scalemine.mining.encoder import Encoder
 from scalemine.mining.engine_choice import Choice
@@ -279,7 +280,7 @@ def test_what_a_killed_run_left_half_written_is_swept_away(
     leftovers = [workdir / ".negatives.parquet.1.2.tmp", workdir / "mined" / ".mined.json.1.2.tmp"]
     for path in leftovers:
         path.write_text("half")
-    with Workdir(workdir).lock():
+    with hold_workdir(workdir):
         mine(settings_of(workdir))
     assert [path for path in leftovers if path.exists()] == []
 

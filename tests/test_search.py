@@ -17,10 +17,10 @@ from rich.console import Console
 from scalemine.cli import main
 from scalemine.config import Config, InputError
 from scalemine.executor import InlineExecutor
+from scalemine.lease import hold_workdir
 from scalemine.pipeline import Run
 from scalemine.search import SCHEMA, Query, SearchResult, print_hits, run_index, run_search, write_hits
 from scalemine.shards import matrix, matrix_column, read_arrow, write_arrow
-from scalemine.store import Workdir
 
 TEXT = "a truck crashed into a shop on the high street"
 
@@ -195,7 +195,7 @@ def test_a_row_without_a_vector_is_no_query(settings_of: Any, copy_of_finished: 
 
 def test_json(call: Any, config: Path, finished: Any) -> None:
     before = state(finished.workdir)
-    with Workdir(finished.workdir).lock():
+    with hold_workdir(Path(finished.workdir)):
         holding = state(finished.workdir)
         code, out, _ = call("search", config, TEXT, "-k", 3, "--json")  # beside a run that holds the workdir
         assert state(finished.workdir) == holding

@@ -12,6 +12,7 @@ import pytest
 from damage import damage
 from scalemine.config import InputError
 from scalemine.store import (
+    Share,
     Stage,
     Workdir,
     fingerprint,
@@ -292,3 +293,10 @@ def test_files_have_the_mode_that_the_umask_leaves(tmp_path: Path) -> None:
         temporary.touch(mode=0o600)
     (tmp_path / "b").write_text("as others are written")
     assert (tmp_path / "a").stat().st_mode == (tmp_path / "b").stat().st_mode
+
+
+@pytest.mark.parametrize("text", ["2/2", "-1/2", "1", "a/b", "0/0", "1/2/3"])
+def test_shares_that_are_none(text):
+    assert Share.parse("1/2") == Share(1, 2)
+    with pytest.raises(InputError, match="expected I/N"):
+        Share.parse(text)

@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 the run failed; 2 the input or configuration is wrong; 75 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import json
 import logging
@@ -28,11 +29,14 @@ if TYPE_CHECKING:
     from scalemine.executor import Advance, Executor, StopSignals
     from scalemine.pipeline import Run
     from scalemine.store import Workdir
+    from scalemine.submit.job import Sent
     from scalemine.sweep.status import SweepStatus
 
 EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED = 1, 2, 75
 # Seconds between the lines of progress in a log.
 LOG_INTERVAL = 30.0
+# Seconds between two looks at a job that is waited for.
+JOB_INTERVAL = 2.0
 
 app = typer.Typer(
     help="Mine difficult negatives out of large tweet corpora.",
@@ -136,9 +140,19 @@ def embed(
     executor: OptExecutor = None,
     dry_run: DryRun = False,
     redo: Redo = False,
+    share: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N", help="embed only every N-th shard, from I on, beside other processes that do the others"
+        ),
+    ] = None,
 ) -> None:
     """Import and embed the corpus."""
     from scalemine.pipeline import check_embed, run_embed
+
+    if share is not None:
+        _embed_share(config, overrides, executor, dry_run, redo, share)
+        return
 
     def action(run: Run) -> None:
         run_embed(run)
@@ -150,6 +164,28 @@ def embed(
         )
 
     _run(config, overrides, executor, dry_run, redo, check_embed, action)
+
+
+def _embed_share(
+    path: Path, overrides: list[str] | None, executor: ExecutorName | None, dry_run: bool, redo: bool, text: str
+) -> None:
+    """Embed a share of the corpus, beside other processes."""
+    from scalemine.config import InputError
+    from scalemine.executor import StopSignals, make_executor
+    from scalemine.lease import hold_share
+    from scalemine.pipeline import Run, run_share
+    from scalemine.store import Share
+
+    share, config = Share.parse(text), _load(path, overrides, executor, None)
+    if redo or dry_run:
+        raise InputError("--share: the others are at work; give --redo and --dry-run without it")
+    with (
+        StopSignals() as signals,
+        hold_share(config.workdir.absolute(), share, signals.raise_if_requested) as whole,
+        make_executor(config.compute, signals=signals, wants_gpu=config.encoder.device != "cpu") as where,
+    ):
+        embeddings = run_share(Run(config, where, signals, show=_show), share, whole)
+    print(f"share {text}: {len(embeddings.corpus.shards)} shard(s) are embedded in {embeddings.stage.folder}")
 
 
 @app.command()
@@ -397,16 +433,136 @@ def sweep(
 
 @app.command()
 def status(
-    workdir: Annotated[Path, typer.Argument(metavar="WORKDIR", help="folder with sweeps")],
+    what: Annotated[str, typer.Argument(metavar="WORKDIR|JOB", help="folder with sweeps and jobs, or one job")],
     name: Annotated[str | None, typer.Option("--sweep", metavar="NAME", help="only this one")] = None,
 ) -> None:
-    """Show how far sweeps have come, from their files alone."""
+    """Show how far sweeps and jobs have come; sweeps from their files alone."""
     from scalemine.store import Workdir
+    from scalemine.submit.job import find_job, find_jobs
     from scalemine.sweep.plan import find_sweeps
     from scalemine.sweep.status import StatusReader
 
+    workdir = Path(what)
+    if not workdir.is_dir() or workdir.with_name(f"{workdir.name}.json").exists():
+        _print_job(find_job(what))
+        return
+    jobs = [] if name else find_jobs(workdir)
+    for job in jobs:
+        _print_job(job)
+    if jobs and not Workdir(workdir).sweeps.exists():
+        return
     for folder in find_sweeps(Workdir(workdir), name):
         _print_sweep(StatusReader(Workdir(workdir), folder).read())
+
+
+def _print_job(job: Sent) -> None:
+    from scalemine.submit.targets import state
+
+    print(f"job {job.id} ({job.target}): {state(job)}, since {job.values['submitted']}")
+
+
+JobName = Annotated[str, typer.Argument(metavar="JOB", help="its name, or the path of its record")]
+
+
+@app.command()
+def logs(job: JobName) -> None:
+    """Print what a job has said."""
+    from scalemine.submit.job import find_job
+    from scalemine.submit.targets import log
+
+    print(log(find_job(job)), end="")
+
+
+@app.command()
+def stop(job: JobName) -> None:
+    """Ask a job to stop: what it finished is kept, and submitting it again goes on."""
+    from scalemine.submit.job import find_job
+    from scalemine.submit.targets import stop
+
+    found = find_job(job)
+    stop(found)
+    print(f"job {found.id} was asked to stop")
+
+
+class TargetOption(StrEnum):
+    """Where a job goes."""
+
+    local = "local"
+    ray = "ray"
+    slurm = "slurm"
+    kubernetes = "kubernetes"
+
+
+@app.command()
+def submit(
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="a command that may take long, such as mine or sweep")],
+    config: ConfigPath,
+    to: Annotated[TargetOption, typer.Option("--to", help="a Ray cluster of its own here, one that is up, a queue")],
+    overrides: Overrides = None,
+    profile: Annotated[
+        str | None, typer.Option(metavar="NAME", help="cpu, 1gpu, 8gpu, 4x8gpu, or a YAML file; cpu, or this machine")
+    ] = None,
+    array: Annotated[
+        int | None, typer.Option(min=1, help="of slurm: embed in so many jobs without Ray, each with a share")
+    ] = None,
+    address: Annotated[str | None, typer.Option(help="of ray: the dashboard, http://HOST:8265")] = None,
+    token: Annotated[Path | None, typer.Option(help="of ray: file with the token of the cluster")] = None,
+    records: Annotated[Path | None, typer.Option(help="where the job's record goes; WORKDIR/jobs")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="print what would be sent, what it would do and how long; write nothing")
+    ] = False,
+    wait: Annotated[bool, typer.Option("--wait", help="until the job has ended; its exit code is ours")] = False,
+) -> None:
+    """Send a stage to where it runs; what is finished already is not done again."""
+    from scalemine.config import InputError
+    from scalemine.submit import kubernetes
+    from scalemine.submit.job import make_job
+    from scalemine.submit.plan import describe_job
+    from scalemine.submit.profile import load_profile, this_machine
+    from scalemine.submit.targets import render
+    from scalemine.submit.targets import submit as send
+
+    if stage not in stages():
+        raise InputError(f"submit {stage}: expected one of {', '.join(stages())}")
+    loaded = _load(config, overrides, None, () if stage in ("train", "sweep") else None)
+    where = this_machine() if to == TargetOption.local and profile is None else load_profile(profile or "cpu")
+    given = {key: one for key, one in (("address", address), ("token", token)) if one is not None}
+    where = where.model_copy(update={"ray": type(where.ray).model_validate({**where.ray.model_dump(), **given})})
+    job = make_job(stage, config, loaded, overrides or [], where, records=records, shares=array)
+    # As the job will read it: what a profile says must fit, too.
+    loaded = _load(config, list(job.settings), None, () if stage in ("train", "sweep") else None)
+    if to == TargetOption.kubernetes:
+        kubernetes.check_paths(job, str(loaded.workdir))
+    if dry_run:
+        for name, text in render(job, to.value, config).items():
+            print(f"# {job.home / name}\n{text}")
+        print("\n".join(f"# {line}" for line in describe_job(job, loaded)))
+        return
+    sent = send(job, to.value, config)
+    print(f"job {sent.id} was sent to {to.value}; scalemine status|logs|stop {sent.id}", flush=True)
+    if wait:
+        _wait_for_job(sent)
+
+
+def stages() -> list[str]:
+    """Return the commands that may take long: those with a configuration that may begin anew."""
+    found = []
+    for one in app.registered_commands:
+        assert one.callback is not None
+        if {"config", "overrides", "redo"} <= inspect.signature(one.callback).parameters.keys():
+            found.append(one.name or one.callback.__name__)
+    return found
+
+
+def _wait_for_job(job: Sent) -> None:
+    """Wait until a job has ended, and end as it did."""
+    from scalemine.submit.targets import log, state
+
+    while (found := state(job)) in ("waiting", "running"):
+        time.sleep(JOB_INTERVAL)
+    print(log(job), end="")
+    if found != "done":
+        _fail(EXIT_STOPPED if found == "stopped" else EXIT_FAILED, f"job {job.id}: {found}")
 
 
 def _print_sweep(found: SweepStatus) -> None:

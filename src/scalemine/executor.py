@@ -484,6 +484,25 @@ def ray_session(config: ComputeConfig, *, num_cpus: int | None = None) -> Iterat
         ray.shutdown()
 
 
+def await_nodes(address: str, nodes: int, deadline: float) -> int:
+    """Wait until a Ray cluster has so many nodes, or until the deadline of the monotonic clock; return how many it has.
+
+    Its address is that of its first node, HOST:PORT.
+    """
+    there = 0
+    while there < nodes and time.monotonic() < deadline:
+        try:
+            with ray_session(ComputeConfig(executor="ray", address=address)):
+                import ray
+
+                while there < nodes and time.monotonic() < deadline:
+                    there = sum(node["Alive"] for node in ray.nodes())
+                    time.sleep(0.2)
+        except (InputError, RuntimeError):  # the first node is not up yet
+            time.sleep(0.5)
+    return there
+
+
 def _knock(address: str) -> None:
     """Raise OSError where nothing answers at host:port; Ray itself would go on trying for many minutes."""
     match = re.fullmatch(r"([\w.-]+):(\d+)", address)

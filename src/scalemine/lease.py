@@ -2,8 +2,8 @@
 
 Who writes holds a lock and a lease. The lock is the system's, goes with the process however that ends, and is enough on
 one machine. Not every shared disk hands locks on to other machines, so the lease, a file that says who writes, is
-touched every few seconds: one of another machine that was touched lately is respected as well. Who only reads asks for
-neither.
+touched every few seconds: one of another machine that was touched lately is respected as well. Jobs that share a corpus
+out hold a lock and a lease each, of their share. Who only reads asks for none.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +27,15 @@ from filelock import FileLock, Timeout
 from scalemine.config import InputError
 from scalemine.executor import every
 from scalemine.redaction import redact_text
-from scalemine.store import Workdir
+from scalemine.store import Share, Workdir
 
 logger = logging.getLogger(__name__)
 
 LEASE, LOCK = ".lease", ".lock"
 # Seconds between two signs of life, and how long after the last one a writer on another machine is taken to be gone.
 HEARTBEAT, EXPIRY = 10.0, 60.0
+# Seconds between two tries of who waits.
+WAIT = 1.0
 
 
 @contextlib.contextmanager
@@ -45,19 +47,60 @@ def hold_workdir(workdir: Path) -> Iterator[None]:
     """
     lease = workdir / LEASE
     with contextlib.ExitStack() as stack:
-        try:
-            workdir.mkdir(parents=True, exist_ok=True)
-            mine = _take(lease, stack)
-        except Timeout:
-            raise _refusal(workdir, _read(lease)) from None
-        except OSError as error:
-            raise InputError(
-                f"{workdir}: workdir cannot be written ({error.strerror}); choose a folder you may write"
-            ) from None
-        stack.callback(_give_up, lease, mine)
+        with _refusals(workdir):
+            _hold(lease, stack)
+            for share in sorted(workdir.glob(".share-*.lease")):
+                with _refusals(workdir, share), contextlib.ExitStack() as probe:
+                    _take(share, probe)
         Workdir(workdir).discard_leftovers()
-        stack.enter_context(every(HEARTBEAT, lambda: _touch(lease, mine)))
         yield
+
+
+@contextlib.contextmanager
+def hold_share(workdir: Path, share: Share, on_wait: Callable[[], object]) -> Iterator[contextlib.ExitStack]:
+    """Write a share of a work directory, beside others who have other shares.
+
+    At first, and until what is given is closed, the whole is held: who comes meanwhile for a share waits, and calls
+    ``on_wait`` each second.
+
+    Raises:
+        InputError: The folder cannot be written, or somebody has this share.
+    """
+    lease = workdir / f".share-{share.index:05d}-of-{share.count:05d}{LEASE}"
+    with contextlib.ExitStack() as part, contextlib.ExitStack() as whole:
+        with _refusals(workdir, lease):
+            while True:
+                on_wait()
+                try:
+                    _hold(workdir / LEASE, whole)
+                    break
+                except Timeout:
+                    time.sleep(WAIT)
+            _hold(lease, part)
+        yield whole
+
+
+@contextlib.contextmanager
+def _refusals(workdir: Path, lease: Path | None = None) -> Iterator[None]:
+    """Say in one line why a lease was not to be had."""
+    try:
+        yield
+    except Timeout:
+        raise _refusal(workdir, lease or workdir / LEASE) from None
+    except OSError as error:
+        raise InputError(
+            f"{workdir}: workdir cannot be written ({error.strerror}); choose a folder you may write"
+        ) from None
+
+
+def _hold(lease: Path, stack: contextlib.ExitStack) -> None:
+    """Take a lease, and give signs of life until it is given up.
+
+    Raises:
+        Timeout: Somebody has it.
+    """
+    mine = _take(lease, stack)
+    stack.enter_context(every(HEARTBEAT, lambda: _touch(lease, mine)))
 
 
 def _take(lease: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
@@ -66,25 +109,28 @@ def _take(lease: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
     Raises:
         Timeout: Somebody has one of them.
     """
-    has_lock = _lock(lease.parent, stack)
+    lease.parent.mkdir(parents=True, exist_ok=True)
+    has_lock = _lock(lease, stack)
     before = _read(lease)
     if before is not None and _is_alive(lease, before, has_lock):
         raise Timeout(str(lease))
     lease.unlink(missing_ok=True)
     try:
-        return _sign(lease)
+        mine = _sign(lease)
     except FileExistsError:  # somebody was faster
         raise Timeout(str(lease)) from None
+    stack.callback(_give_up, lease, mine)
+    return mine
 
 
-def _lock(workdir: Path, stack: contextlib.ExitStack) -> bool:
-    """Take the lock; return False where the disk has none.
+def _lock(lease: Path, stack: contextlib.ExitStack) -> bool:
+    """Take the lock beside a lease; return False where the disk has none.
 
     Raises:
         Timeout: Another process has it.
     """
     try:
-        stack.enter_context(FileLock(workdir / LOCK, timeout=0))
+        stack.enter_context(FileLock(lease.with_name(lease.name.removesuffix(LEASE) + LOCK), timeout=0))
     except NotImplementedError:
         return False
     return True
@@ -124,7 +170,7 @@ def _is_alive(lease: Path, holder: dict[str, Any], has_lock: bool) -> bool:
 
 def _age(lease: Path) -> float:
     """Return the seconds since the last sign of life, by the clock of the disk: those of two machines may differ."""
-    now = lease.with_name(f"{LEASE}.{os.getpid()}.now")
+    now = lease.with_name(f"{lease.name}.{os.getpid()}.now")
     try:
         now.touch()
         return now.stat().st_mtime - lease.stat().st_mtime
@@ -151,11 +197,14 @@ def _give_up(lease: Path, mine: dict[str, Any]) -> None:
         lease.unlink(missing_ok=True)
 
 
-def _refusal(workdir: Path, holder: dict[str, Any] | None) -> InputError:
-    who = "an unknown process"
+def _refusal(workdir: Path, lease: Path) -> InputError:
+    holder, who = _read(lease), "an unknown process"
     if holder:
         who = "process {pid} on {host}, since {started}: {command}".format_map(defaultdict(lambda: "?", holder))
+    what, other = ("another run", "workdir")
+    if lease.name != LEASE:
+        what, other = (f"a job at a share of the corpus, {lease.name.removesuffix(LEASE)},", "share, or workdir")
     return InputError(
-        f"{workdir}: in use by another run ({who}); wait for it, end it, or use another workdir "
+        f"{workdir}: in use by {what} ({who}); wait for it, end it, or use another {other} "
         f"(one that was killed on another machine holds it for {EXPIRY:.0f} s more)"
     )

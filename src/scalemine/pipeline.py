@@ -46,7 +46,17 @@ from scalemine.mining.waves import first_shards, waves
 from scalemine.models import device_name, encoder_settings, engine_settings, find_model, model_fingerprint
 from scalemine.redaction import redact
 from scalemine.shards import Embeddings
-from scalemine.store import Stage, Workdir, file_sha256, fingerprint, open_stage, read_json, write_json, write_whole
+from scalemine.store import (
+    Share,
+    Stage,
+    Workdir,
+    file_sha256,
+    fingerprint,
+    open_stage,
+    read_json,
+    write_json,
+    write_whole,
+)
 from scalemine.throughput import Work
 
 logger = logging.getLogger(__name__)
@@ -184,6 +194,30 @@ def run_embed(run: Run) -> Embeddings:
 def _check_embeds_all(config: Config) -> None:
     if config.mining.cascade is not None:
         raise InputError("mining.cascade: only scalemine mine knows what to leave out; set it to null to embed all")
+
+
+def run_share(run: Run, share: Share, whole: contextlib.ExitStack) -> Embeddings:
+    """Embed a share of the corpus: one of several processes that know nothing of one another.
+
+    Args:
+        run: Of this share.
+        share: Which shards.
+        whole: The hold on the whole work directory; closed when what all shares have in common is there.
+    """
+    if not run.config.encoder.keep_embeddings:
+        raise InputError("encoder.keep_embeddings is false, so there is nothing to embed for; use scalemine mine")
+    _check_encoder(run)
+    _check_embeds_all(run.config)
+    corpus = run_import(run)
+    _choose_engine(run, corpus)
+    begun = (run.workdir.embeddings / "stage.json").exists()
+    # Who opens a stage to write clears away what was left half written: others may be writing.
+    embeddings = _open_embeddings(replace(run, make=not begun), corpus)
+    whole.close()
+    shards = tuple(sorted(corpus.shards, key=lambda shard: shard.name)[share.index :: share.count])
+    embeddings = replace(embeddings, corpus=replace(corpus, shards=shards))
+    _encode(run, embeddings, None)
+    return embeddings
 
 
 def run_mine(run: Run) -> pa.Table:

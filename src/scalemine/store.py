@@ -240,6 +240,26 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 
 @dataclass(frozen=True)
+class Share:
+    """Which part of a corpus a job without Ray is at: every ``count``-th shard, from ``index`` on."""
+
+    index: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> Share:
+        """Return the share that is written as ``I/N``.
+
+        Raises:
+            InputError: It is not one.
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if match is None or not int(match[1]) < int(match[2]):
+            raise InputError(f"--share {text}: expected I/N with I from 0 to N - 1, such as 0/8")
+        return cls(int(match[1]), int(match[2]))
+
+
+@dataclass(frozen=True)
 class Workdir:
     """The names of everything one experiment writes."""
 
@@ -333,6 +353,11 @@ class Workdir:
     def sweeps(self) -> Path:
         """Folder of the sweeps, one folder each."""
         return self.root / "sweeps"
+
+    @property
+    def jobs(self) -> Path:
+        """Folder of the records of what was submitted."""
+        return self.root / "jobs"
 
     @property
     def features(self) -> Path:
