@@ -203,7 +203,7 @@ def bench_loop(corpus: pa.Table, positives: Path, class_column: str, folder: Pat
         batches = seconds(lambda read=read: peer.encode(read["text"].to_pylist(), batch_size=32))
         print(f"loop    band {band}: published {preparation:.1f} s of anchors and moments, {loop:.1f} s of its loop")
         print(f"          for {per_class * len(names)} negatives from {used} tweets;")
-        print(f"          SentenceTransformer in batches: {batches:.1f} s for the {read.num_rows} tweets that ours may read")
+        print(f"          in batches: {batches:.1f} s for the {read.num_rows} tweets that ours may read")
         for way, mining, encoder in (
             ("default", {}, {}),
             ("until: quota", {"until": "quota"}, {}),
