@@ -198,28 +198,37 @@ def bench_loop(corpus: pa.Table, positives: Path, class_column: str, folder: Pat
         loop = time.perf_counter() - started
         stream = folder / f"stream-{band}.parquet"
         # The published loop may take a tweet for several classes; ours takes it for one, so it needs more of them.
-        pq.write_table(corpus.slice(0, used * 5 // 4 + 3 * NUM_NEGATIVES), stream)
-        config = Config.model_validate(
-            {
-                "workdir": folder / f"loop-{band}",
-                "corpus": {"uri": str(stream)},
-                "positives": {"uri": str(positives), "class_name": class_column},
-                "mining": {"bands": [band], "per_class": per_class},
-            }
-        )
-        cold = Run(config, InlineExecutor())
-        found = run_mine(cold).num_rows
-        steps = {name: cold.seconds[name] for name in ("embed", "negatives")}
-        whole, mining = sum(cold.seconds.values()), sum(steps.values())
-        chosen = steps["negatives"]
+        read = corpus.slice(0, used * 5 // 4 + 3 * NUM_NEGATIVES)
+        pq.write_table(read, stream)
+        batches = seconds(lambda read=read: peer.encode(read["text"].to_pylist(), batch_size=32))
         print(f"loop    band {band}: published {preparation:.1f} s of anchors and moments, {loop:.1f} s of its loop")
-        print(f"          for {per_class * len(names)} negatives from {used} tweets; ours, {found} negatives:")
-        for what, theirs, taken in (
-            ("all steps, against both", preparation + loop, whole),
-            ("embed and choose, against the loop", loop, mining),
-            ("choose from embeddings, against the loop", loop, chosen),
+        print(f"          for {per_class * len(names)} negatives from {used} tweets;")
+        print(f"          in batches: {batches:.1f} s for the {read.num_rows} tweets that ours may read")
+        for way, mining, encoder in (
+            ("default", {}, {}),
+            ("until: quota", {"until": "quota"}, {}),
+            ("until: quota, openvino", {"until": "quota"}, {"engine": "openvino"}),
         ):
-            print(f"          {what:42} {taken:6.1f} s  x{theirs / taken:.1f}")
+            config = Config.model_validate(
+                {
+                    "workdir": folder / f"loop-{band}-{way.replace(': ', '-').replace(', ', '-')}",
+                    "corpus": {"uri": str(stream), "rows_per_shard": 1024 if mining else ROWS_PER_SHARD},
+                    "positives": {"uri": str(positives), "class_name": class_column},
+                    "mining": {"bands": [band], "per_class": per_class} | mining,
+                    "encoder": encoder,
+                }
+            )
+            run = Run(config, InlineExecutor())
+            found = run_mine(run).num_rows
+            chosen = run.seconds["negatives"]
+            print(f"          ours, {way}: {found} negatives")
+            for what, theirs, taken in (
+                ("all steps, against both", preparation + loop, sum(run.seconds.values())),
+                ("embed and choose, against the loop", loop, run.seconds["embed"] + chosen),
+                ("embed and choose, against batches", batches, run.seconds["embed"] + chosen),
+                ("choose from embeddings, against the loop", loop, chosen),
+            ):
+                print(f"            {what:42} {taken:6.1f} s  x{theirs / taken:.1f}")
 
 
 def bench_memory(

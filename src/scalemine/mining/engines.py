@@ -23,7 +23,7 @@ from scalemine.models import first_line, max_positions
 # What each engine computes in, on a CPU. PyTorch computes in everything, on every device.
 PRECISIONS = {"onednn": ("float32",), "openvino": ("float32", "bfloat16")}
 # Those that `auto` tries beside PyTorch.
-RIVALS = {"float32": ("onednn",), "bfloat16": ("openvino",)}
+RIVALS = {"float32": ("onednn", "openvino"), "bfloat16": ("openvino",)}
 
 # Sentences of the trial: lengths that no engine can have taken for the only one.
 TRIAL_LENGTHS, TRIAL_ROWS = (3, 17, 64), 4
