@@ -73,7 +73,7 @@ def equal(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
 def test_learns_and_what_is_kept_scores_as_it_did(data, tmp_path, model):
     [result] = run_training(config(data, tmp_path, model=model, epochs=8))
     scores = result["metrics"]["test"]
-    assert scores["roc_auc"]["macro"] > 0.95
+    assert scores["roc_auc"]["macro"] > 0.85
     assert result["labels"] == LABELS and result["model"] == model and result["lr_check"]["equal"]
     assert result["words"] == "vectors of 8 dimensions, learnt"
     folder = tmp_path / "runs" / "run"
