@@ -595,3 +595,20 @@ def test_a_configuration_that_was_written_out_is_read_again() -> None:
         values = {"workdir": "work", "sweep": {"search": search, "space": {"train.hidden": [4, 8]}}}
         config = Config.model_validate(values)
         assert Config.model_validate(config.model_dump(mode="json")) == config
+
+
+def test_networks_on_word_vectors_have_their_own_defaults() -> None:
+    def train(**values: Any) -> Any:
+        return Config.model_validate({"workdir": "w", "train": values}).train
+
+    found = train(model="text_cnn", lr=0.5)
+    assert (found.hidden, found.batch_size, found.lr, found.head_lr, found.epochs) == (1_024, 64, 0.5, None, 100)
+    assert train(model="cnn_bilstm").lr == 1e-4
+    assert train(model="cnn_lstm").kernel == 2
+    assert train(model="text_cnn", hidden=128).hidden == 128  # what is given counts, also where it is others' default
+    assert train(model="text_cnn", **{k: v for k, v in found.model_dump().items() if k != "model"}) == found
+    for values in ({"encoder": "x"}, {"freeze": True}, {"hidden": 2}, {"crf": "fast"}, {"lora": 4}):
+        with pytest.raises(ValueError, match=f"train.{next(iter(values))}"):
+            train(model="text_cnn", **values)
+    with pytest.raises(ValueError, match="train.dimensions: does nothing"):
+        train(model="lstm_crf", dimensions=50)

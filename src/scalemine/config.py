@@ -557,9 +557,32 @@ class BaselineConfig(Section):
 
 
 TAGGERS = ("lstm_crf", "cnn_crf", "lstm_cnn_crf", "linear")
+# Windows of text_cnn.
+_WINDOWS = 3
 # Keys of train that do nothing for the other kind of model.
 TAGGER_KEYS = ("crf", "vectors", "vocabulary", "pooling", "hidden", "kernel", "dropout")
 CLASSIFIER_KEYS = ("gradient_checkpointing", "lora")
+WORD_NETWORK_KEYS = ("dimensions",)
+# Networks on word vectors that give labels, each with its own defaults where no value is given: the published ones
+# (cnn_bilstm, text_cnn: Wang et al. 2022, section 3.5 and tables A5 and A6; cnn_lstm: De la Peña Sarracén & Rosso
+# 2019, section 2.3). The first does not say its windows, patience and decay, nor the second anything but its windows.
+_STEPS: Mapping[str, Any] = {
+    "batch_size": 64, "epochs": 100, "schedule": "constant", "head_lr": None, "weight_decay": 0.0,
+}  # fmt: skip
+WORD_NETWORKS: Mapping[str, Mapping[str, Any]] = {
+    "cnn_bilstm": {**_STEPS, "lr": 1e-4, "hidden": 128, "kernel": 3, "dropout": 0.5, "dimensions": 300},
+    "text_cnn": {**_STEPS, "lr": 1e-3, "hidden": 1_024, "kernel": 3, "dropout": 0.5, "dimensions": 300},
+    "cnn_lstm": {**_STEPS, "lr": 1e-3, "hidden": 150, "kernel": 2, "dropout": 0.5, "dimensions": 200},
+}
+
+
+def foreign_keys(model: str) -> tuple[str, ...]:
+    """Return the keys of ``train`` that do nothing for a model, and are refused; a classical one ignores what it is."""
+    if model in BASELINES:
+        return ()
+    if model in WORD_NETWORKS:
+        return ("crf", "pooling", "encoder", "revision", *CLASSIFIER_KEYS)
+    return (*(CLASSIFIER_KEYS if model in TAGGERS else TAGGER_KEYS), *WORD_NETWORK_KEYS)
 
 
 class TrainConfig(Section):
@@ -580,22 +603,32 @@ class TrainConfig(Section):
     model: Literal[
         "lstm_crf", "cnn_crf", "lstm_cnn_crf", "linear",
         "classifier",
+        "cnn_bilstm", "text_cnn", "cnn_lstm",
         "random_forest", "svm", "bagging", "boosting", "decision_tree", "logistic_regression",
         "knn", "naive_bayes", "mlp",
     ] = Field(
-        "lstm_crf", description="a tagger; a classifier (labels), fine-tuned; or a classical one (baseline)"
+        "lstm_crf",
+        description="a tagger; a classifier (labels), fine-tuned; a network on word vectors (labels), which has "
+        "its own defaults, the published ones; or a classical one (baseline)",
     )  # fmt: skip
     crf: Literal["pytorch-crf", "fast"] = Field("pytorch-crf", description="fast: our own, equal and BIO-constrained")
     encoder: str | None = Field(None, description="hub id, folder or package:NAME; None: encoder.model")
     revision: str | None = Field(None, description="commit of a hub model")
     vectors: str | None = Field(None, description="static vectors instead of an encoder: GloVe text or word2vec binary")
     vocabulary: int | None = Field(None, ge=1, description="first words of the vectors to keep; None: all")
+    dimensions: int = Field(
+        300, ge=1, description="of word vectors that a network learns itself, where vectors is null"
+    )
     freeze: bool = Field(False, description="the encoder or the vectors stay as they are (and are read from a cache)")
     pooling: Literal["first", "mean"] = Field("first", description="which of a word's tokens stand for it")
     normaliser: str = Field("none", description="how each word is rewritten before it is encoded; see scalemine.text")
     max_length: int = Field(128, ge=4, description="tokens of a tweet; words beyond are predicted O, and counted")
-    hidden: int = Field(128, ge=1, description="LSTM units each way; the CNN has twice as many channels")
-    kernel: int = Field(3, ge=1, description="words of a CNN's window; odd")
+    hidden: int = Field(
+        128, ge=1, description="LSTM units each way; the CNN has twice as many channels; text_cnn: in all"
+    )
+    kernel: int = Field(
+        3, ge=1, description="words of a CNN's window; of taggers odd; of text_cnn the shortest of three"
+    )
     dropout: float = Field(0.4, ge=0, lt=1)
 
     lr: float = Field(2e-5, gt=0, description="of the encoder or the vectors")
@@ -648,6 +681,11 @@ class TrainConfig(Section):
         """Whether the model is a classical one."""
         return self.model in BASELINES
 
+    @property
+    def is_word_network(self) -> bool:
+        """Whether the model is a network on word vectors that gives labels."""
+        return self.model in WORD_NETWORKS
+
     @field_validator("train_set", "test_sets", mode="before")
     @classmethod
     def _no_is_a_name(cls, value: object) -> object:
@@ -662,17 +700,32 @@ class TrainConfig(Section):
         return known_normaliser(value)
 
     @model_validator(mode="after")
+    def _published(self) -> TrainConfig:
+        for key, value in WORD_NETWORKS.get(self.model, {}).items():
+            if key not in self.model_fields_set:
+                # The section is immutable to others; a default is no value that was given.
+                self.__dict__[key] = value
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> TrainConfig:
         if self.folds == 1:
             raise ValueError("train.folds: expected 0 (no folds) or at least 2; got 1")
-        if self.kernel % 2 == 0:
+        if self.kernel % 2 == 0 and not self.is_word_network:
             raise ValueError(f"train.kernel: expected an odd number of words; got {self.kernel}")
         if self.vectors and self.encoder:
             raise ValueError("train.vectors and train.encoder exclude one another; drop one")
-        foreign = () if self.is_baseline else CLASSIFIER_KEYS if self.is_tagger else TAGGER_KEYS
-        for key in foreign:
+        for key in foreign_keys(self.model):
             if getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"train.{key}: does nothing for the model {self.model}; drop it")
+        if self.is_word_network and self.freeze and not self.vectors:
+            raise ValueError(
+                "train.freeze: vectors that are learnt cannot stay as they are; give train.vectors, or drop it"
+            )
+        if self.model == "text_cnn" and self.hidden < _WINDOWS:
+            raise ValueError(
+                f"train.hidden: text_cnn has {_WINDOWS} windows, each with a unit at least; got {self.hidden}"
+            )
         if self.freeze and self.lora:
             raise ValueError("train.freeze and train.lora exclude one another; drop one")
         if self.test_sets and self.test_uris:

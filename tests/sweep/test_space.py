@@ -44,6 +44,16 @@ def refusal(space: dict[str, Any] | None = None, *, of: Config = BASE, **others:
 # Grids
 
 
+def test_a_model_of_an_arm_has_its_own_defaults() -> None:
+    of = base(train={"model": "text_cnn", "max_length": 64, "train_uri": "x.parquet"})
+    arms = {name: {"train.model": name} for name in ("text_cnn", "cnn_bilstm", "classifier")}
+    found = {trial.arm: trial.config(of).train for trial in grid(of, sweep(arms=arms | {"fast": {"train.lr": 0.5}}))}
+    assert {arm: (one.lr, one.hidden, one.epochs, one.max_length) for arm, one in found.items()} == {
+        "text_cnn": (1e-3, 1_024, 100, 64), "cnn_bilstm": (1e-4, 128, 100, 64), "classifier": (2e-5, 128, 40, 64),
+        "fast": (0.5, 1_024, 100, 64),
+    }  # fmt: skip
+
+
 def test_grid_is_the_product_in_order() -> None:
     space = {"train.lr": [1e-5, 2e-5, 3e-5], "train.batch_size": [8, 16], "train.crf": ["fast", "pytorch-crf"]}
     trials = grid(BASE, sweep(space))

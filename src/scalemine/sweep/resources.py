@@ -120,7 +120,7 @@ def resources_of(config: Config, trials: list[Config]) -> Resources:
 
 def _memory_bytes(config: Config) -> int:
     """Return what a process of a run takes at least, by the size of the encoder's weights."""
-    if config.train.vectors or config.train.is_baseline:
+    if config.train.vectors or config.train.is_baseline or config.train.is_word_network:
         return _PROCESS_BYTES
     folder = find_model(*encoder_name(config), key="train.encoder")
     weights = sum(path.stat().st_size for path in folder.glob("*.safetensors"))

@@ -19,16 +19,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scalemine.config import (
-    CLASSIFIER_KEYS,
     MOST_TRIALS,
-    TAGGER_KEYS,
-    TAGGERS,
     Config,
     Dimension,
     InputError,
     SweepConfig,
     check_values,
     dotted_keys,
+    foreign_keys,
 )
 from scalemine.store import fingerprint
 from scalemine.training.family import run_settings
@@ -336,17 +334,18 @@ def _check_keys(sweep: SweepConfig) -> None:
 
 def _lay(base: Config, arm: str | None, overrides: Mapping[str, Any]) -> Config:
     """Return the configuration with values laid over it by dotted key."""
-    values = base.model_dump() | {"sweep": {}}
+    # What was not given is as the model of the arm has it.
+    values = base.model_dump(exclude_unset=True) | {"sweep": {}}
     model = overrides.get("train.model", base.train.model)
     # Of a model in the space, keys of another kind are of no matter; given for it alone they are refused.
-    foreign = CLASSIFIER_KEYS if model in TAGGERS else TAGGER_KEYS if model == "classifier" else ()
+    foreign = foreign_keys(model)
     for key, value in overrides.items():
         if "train.model" in overrides and key.removeprefix("train.") in foreign:
             continue
         *sections, last = key.split(".")
         inner = values
         for section in sections:
-            inner = inner[section]
+            inner = inner.setdefault(section, {})
         inner[last] = value
     where = "sweep.space" if arm is None else f"sweep.arms.{arm} and sweep.space"
     return check_values(values, f"{where} ({', '.join(f'{key}={value}' for key, value in overrides.items())})")

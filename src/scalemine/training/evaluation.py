@@ -16,6 +16,7 @@ from scalemine.config import InputError, LabelsConfig
 from scalemine.executor import InlineExecutor
 from scalemine.models import first_line, is_path
 from scalemine.store import read_json
+from scalemine.training.kept import load_model
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ def is_classifier(model: str) -> bool:
 
 
 def is_text_model(model: str) -> bool:
-    """Return whether a folder, or that of a run, holds a classical model on words; see ``text_model``."""
+    """Return whether a folder, or that of a run, holds a classical model or a network on words; see ``kept``."""
     return any((Path(model) / inner / "model.json").exists() for inner in ("", "model"))
 
 
@@ -83,7 +84,7 @@ def evaluate_tagger(model: str, uris: Sequence[str], *, num_bootstrap: int) -> d
 
 
 def evaluate_classifier(model: str, uris: Sequence[str], *, num_bootstrap: int) -> dict[str, Any]:
-    """Return the scores of a classifier, or of a classical model on words, by file; labels are read as in its training.
+    """Return the scores of what gives labels, by file; labels are read as in its training.
 
     Raises:
         InputError: A file or the model cannot be read, or the file holds none of the model's labels.
@@ -91,9 +92,8 @@ def evaluate_classifier(model: str, uris: Sequence[str], *, num_bootstrap: int) 
     from scalemine.training.multilabel.classifier import load_classifier
     from scalemine.training.multilabel.examples import POSITIVE, read_examples
     from scalemine.training.multilabel.scores import score_labels
-    from scalemine.training.multilabel.text_model import load_text_model
 
-    classifier = load_text_model(model) if is_text_model(model) else load_classifier(model)
+    classifier: Any = load_model(model) if is_text_model(model) else load_classifier(model)
     labels = classifier.labels
     reading = LabelsConfig.model_validate(classifier.info["reading"])
     priors = classifier.info["priors"]

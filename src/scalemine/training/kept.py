@@ -11,6 +11,7 @@ from scalemine.store import read_json
 if TYPE_CHECKING:
     from scalemine.training.multilabel.classifier import Classifier
     from scalemine.training.multilabel.text_model import TextModel
+    from scalemine.training.multilabel.word_model import WordModel
     from scalemine.training.tagging.tagger import Tagger
 
 # Who says in a folder what it holds: fine-tuned models by Hugging Face's name, the others by ours.
@@ -19,7 +20,7 @@ FINE_TUNED, OTHERS = "config.json", "model.json"
 
 def load_model(
     folder: str | Path, *, device: str = "auto", precision: str = "float32"
-) -> Tagger | Classifier | TextModel:
+) -> Tagger | Classifier | TextModel | WordModel:
     """Load a model from its folder, or from the folder of the run that wrote it.
 
     Args:
@@ -39,6 +40,10 @@ def load_model(
         from scalemine.training.multilabel.classifier import load_classifier
 
         return load_classifier(folder, device=device, precision=precision)
+    if kind == "word_network":
+        from scalemine.training.multilabel.word_model import load_word_network
+
+        return load_word_network(folder, device=device)
     from scalemine.training.multilabel.text_model import load_text_model
 
     return load_text_model(folder)

@@ -46,7 +46,19 @@ logger = logging.getLogger(__name__)
 
 # Keys of train that change neither what is read nor how it is dealt out.
 _OF_FITTING = frozenset(
-    {"name", "crf", "hidden", "kernel", "dropout", "lr", "head_lr", "weight_decay", "batch_size", "micro_batch"}
+    {
+        "name",
+        "crf",
+        "dimensions",
+        "hidden",
+        "kernel",
+        "dropout",
+        "lr",
+        "head_lr",
+        "weight_decay",
+        "batch_size",
+        "micro_batch",
+    }
     | {"bucket_batches", "epochs", "patience", "min_delta", "schedule", "warmup", "clip", "gradient_checkpointing"}
     | {"lora", "processes", "checkpoint_steps", "bootstrap"}
 )
@@ -61,6 +73,10 @@ def family_of(config: Config) -> Family:
         from scalemine.training.multilabel.trainer import ClassifierFamily
 
         return ClassifierFamily()
+    if config.train.is_word_network:
+        from scalemine.training.multilabel.word_trainer import WordNetworkFamily
+
+        return WordNetworkFamily()
     if config.train.is_baseline:
         from scalemine.training.multilabel.baseline_trainer import BaselineFamily
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from scalemine.training.tagging.labels import Span, spans_of_tags, tag_names
-from scalemine.training.tagging.network import Shape, StaticWords, TaggerNetwork, TransformerWords, _BiLstm, _Cnn
+from scalemine.training.tagging.network import BiLstm, Cnn, Shape, StaticWords, TaggerNetwork, TransformerWords
 from training.tiny import DIM, VOCABULARY, make_bert, random_inputs
 
 TAGS = tag_names("xy")
@@ -114,7 +114,7 @@ def test_what_lies_beyond_a_tweet_counts_for_nothing(model, crf):
 @given(LENGTHS, st.integers(0, 2**32), st.integers(1, 7))
 def test_bilstm_is_that_of_torch_over_packed_sequences(lengths, seed, hidden):
     torch.manual_seed(seed)
-    ours, theirs = _BiLstm(DIM, hidden), nn.LSTM(DIM, hidden, batch_first=True, bidirectional=True)
+    ours, theirs = BiLstm(DIM, hidden), nn.LSTM(DIM, hidden, batch_first=True, bidirectional=True)
     theirs.load_state_dict(
         ours.forth.state_dict() | {f"{name}_reverse": one for name, one in ours.back.state_dict().items()}
     )
@@ -129,7 +129,7 @@ def test_bilstm_is_that_of_torch_over_packed_sequences(lengths, seed, hidden):
 def test_cnn_looks_at_the_words_around(kernel):
     """Against the sum written out word by word."""
     torch.manual_seed(0)
-    layer, lengths = _Cnn(DIM, 5, kernel), [4, 1, 6]
+    layer, lengths = Cnn(DIM, 5, kernel), [4, 1, 6]
     batch = inputs_of(lengths).collate(range(3))
     context_BLH = layer(batch["vectors_BLD"].float(), batch["mask_BL"])
     weight_HDK, bias_H = layer.convolution.weight, layer.convolution.bias

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from scalemine.config import TAGGER_KEYS, BaselineConfig, Config, EncoderConfig, InputError
+from scalemine.config import TAGGER_KEYS, WORD_NETWORK_KEYS, BaselineConfig, Config, EncoderConfig, InputError
 from scalemine.executor import ShowProgress, Stopped, StopRequest, StopSignals, num_cores, silent
 from scalemine.models import encoder_settings
 from scalemine.shards import Embeddings
@@ -41,7 +41,7 @@ _STEPWISE = frozenset(
 class BaselineFamily(LabelFamily):
     """Classical models; see ``family.Family``."""
 
-    foreign_keys = frozenset(TAGGER_KEYS) | _STEPWISE
+    foreign_keys = frozenset((*TAGGER_KEYS, *WORD_NETWORK_KEYS)) | _STEPWISE
 
     def read(
         self,

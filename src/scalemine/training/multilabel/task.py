@@ -46,7 +46,7 @@ class ClassifierTask:
 
     def __init__(
         self,
-        network: ClassifierNetwork,
+        network: Any,  # noqa: ANN401  a ClassifierNetwork, or of who reads otherwise
         examples: Examples,
         rows: NDArray[np.int64],
         evaluate: Callable[[Accelerator], float],
@@ -66,14 +66,14 @@ class ClassifierTask:
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the parameters by learning rate and weight decay; frozen ones are left out."""
-        encoder = f"{self._network.model.base_model_prefix}."
-
-        def lr_of(name: str) -> float:
-            within = name.removeprefix("model.").removeprefix("base_model.model.")  # that of adapters
-            return self._head_lr if not within.startswith(encoder) or ".pooler." in name else self._lr
-
         named = self._network.named_parameters()
-        return grouped(((name, parameter, lr_of(name)) for name, parameter in named), self._weight_decay)
+        rated = ((name, one, self._head_lr if self._is_head(name) else self._lr) for name, one in named)
+        return grouped(rated, self._weight_decay)
+
+    def _is_head(self, name: str) -> bool:
+        """Return whether a parameter is above the encoder's layers."""
+        within = name.removeprefix("model.").removeprefix("base_model.model.")  # that of adapters
+        return not within.startswith(f"{self._network.model.base_model_prefix}.") or ".pooler." in name
 
     def costs(self) -> NDArray[np.int32]:
         """Return the length of each training tweet."""
@@ -90,12 +90,20 @@ class ClassifierTask:
     def collate(self, rows: Sequence[int]) -> Batch:
         """Return the tensors of some training tweets."""
         places = self._rows[rows]
-        batch = tokens_batch(self._examples, places, self._pad_id)
+        batch = self._read(rows)
         batch["targets"] = torch.from_numpy(self._examples.targets_of(places))
         batch["weight"] = torch.from_numpy(self._examples.weights_of(places))
         if self._pseudo_NC is not None:
             batch["pseudo"] = self._pseudo_NC[rows]
         return batch
+
+    def _read(self, rows: Sequence[int]) -> Batch:
+        """Return what the network reads of some training tweets."""
+        return tokens_batch(self._examples, self._rows[rows], self._pad_id)
+
+    def _logits(self, accelerator: Accelerator) -> Tensor:
+        """Return the logits ``(N, C)`` of the training tweets."""
+        return predict_logits(self._network, self._examples, self._rows, accelerator, self._pad_id)
 
     def begin_epoch(self, epoch: int, folder: Path, accelerator: Accelerator) -> None:
         """Give unknown entries pseudo-labels, where these are wanted and the warm-up is over.
@@ -108,7 +116,7 @@ class ClassifierTask:
             return
         path = folder / _PSEUDO.format(epoch)
         if not path.exists():
-            logits_NC = predict_logits(self._network, self._examples, self._rows, accelerator, self._pad_id)
+            logits_NC = self._logits(accelerator)
             before = folder / _PSEUDO.format(epoch - 1)
             earlier_NC = load_file(before)["pseudo_NC"].numpy() if before.exists() else None
             share = self._loss.em_share / max(1, self._epochs - self._loss.em_warmup)

@@ -100,7 +100,7 @@ class StaticWords(nn.Module):
         return vectors_BLD
 
 
-class _BiLstm(nn.Module):
+class BiLstm(nn.Module):
     """One LSTM layer each way over texts of several lengths, each as if it were alone.
 
     The way back runs over each text turned round, so that the fill at the end of a text comes last both ways.
@@ -112,6 +112,7 @@ class _BiLstm(nn.Module):
         self.back = nn.LSTM(dim, hidden, batch_first=True)
 
     def forward(self, vectors_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """Return what is known of each word in its context ``(B, L, H)``."""
         position_L = torch.arange(mask_BL.shape[1], device=mask_BL.device)
         turned_BL = torch.where(mask_BL, mask_BL.sum(1, keepdim=True) - 1 - position_L, position_L)
         forth_BLH, _ = self.forth(vectors_BLD)
@@ -119,7 +120,7 @@ class _BiLstm(nn.Module):
         return torch.cat([forth_BLH, _take(back_BLH, turned_BL)], dim=2)
 
 
-class _Cnn(nn.Module):
+class Cnn(nn.Module):
     """One convolution over words, and ReLU."""
 
     def __init__(self, dim: int, channels: int, kernel: int) -> None:
@@ -127,6 +128,7 @@ class _Cnn(nn.Module):
         self.convolution = nn.Conv1d(dim, channels, kernel, padding=kernel // 2)
 
     def forward(self, vectors_BLD: Tensor, mask_BL: Tensor) -> Tensor:
+        """Return what is known of each word in its context ``(B, L, H)``."""
         filled_BLD = vectors_BLD * mask_BL[..., None]  # beyond a text's end lies nothing, as at the batch's edge
         context_BLH: Tensor = self.convolution(filled_BLD.transpose(1, 2)).transpose(1, 2).relu()
         return context_BLH
@@ -148,10 +150,10 @@ class TaggerNetwork(nn.Module):
         dim = shape.dim
         layers: list[nn.Module] = []
         if shape.model in ("lstm_crf", "lstm_cnn_crf"):
-            layers.append(_BiLstm(dim, shape.hidden))
+            layers.append(BiLstm(dim, shape.hidden))
             dim = 2 * shape.hidden
         if shape.model in ("cnn_crf", "lstm_cnn_crf"):
-            layers.append(_Cnn(dim, 2 * shape.hidden, shape.kernel))
+            layers.append(Cnn(dim, 2 * shape.hidden, shape.kernel))
             dim = 2 * shape.hidden
         self.context = nn.ModuleList(layers)
         self.dropout = nn.Dropout(shape.dropout)

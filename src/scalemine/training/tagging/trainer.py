@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import torch
 
-from scalemine.config import CLASSIFIER_KEYS, Config, InputError
+from scalemine.config import CLASSIFIER_KEYS, WORD_NETWORK_KEYS, Config, InputError
 from scalemine.executor import ShowProgress, StopRequest, StopSignals, silent
 from scalemine.models import find_model, model_fingerprint
 from scalemine.store import Workdir, file_sha256, read_json
@@ -47,7 +47,7 @@ logger = logging.getLogger(__name__)
 class TaggerFamily:
     """Sequence taggers; see ``family.Family``."""
 
-    foreign_keys = frozenset(CLASSIFIER_KEYS)
+    foreign_keys = frozenset((*CLASSIFIER_KEYS, *WORD_NETWORK_KEYS))
 
     def read(
         self,
