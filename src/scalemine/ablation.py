@@ -33,8 +33,9 @@ from scalemine.mining.sampling import priorities, row_keys
 from scalemine.sources import ID_NAMES, TEXT_NAMES
 from scalemine.store import Stage, Workdir, open_stage, write_json, write_whole
 from scalemine.training.comparison import fold_test
+from scalemine.training.family import Data, Family
 from scalemine.training.multilabel.examples import POSITIVE, Examples
-from scalemine.training.runs import Prepared, prepare, run_split, write_results
+from scalemine.training.runs import Prepared, family_of, run_split, splits_of, write_results
 from scalemine.training.splits import Split
 
 logger = logging.getLogger(__name__)
@@ -129,7 +130,9 @@ def run_ablation(
         Stopped: A signal asked for it.
     """
     _check(config)
-    prepared = _prepare(config, signals, show)
+    family = family_of(config)
+    whole = _read(config, family, signals, show)
+    prepared = Prepared(family, whole, splits_of(config, family, whole))
     tagged = _find_tagged(config, prepared.data.train)
     stage = _open(config, prepared.data.train, tagged, redo=redo)
     logger.info("%s of %s positives have the feature", f"{len(tagged.ids):,}", f"{tagged.num_positives:,}")
@@ -139,10 +142,10 @@ def run_ablation(
         uri = _write_altered(config, stage, share, {id_: tagged.texts[id_] for id_ in altered})
         train = config.train.model_copy(update={"train_uri": str(uri), "name": None})
         one = config.model_copy(update={"train": train})
-        data = _prepare(one, signals, show).data
+        data = _read(one, family, signals, show)
         splits = [_moved(split, prepared.data.train, data.train) for split in prepared.splits]
         # What folds share with one another was found before, on the tweets as they are.
-        results = _train(one, Prepared(prepared.family, data, splits, prepared.leaks), tagged, signals, show, redo)
+        results = _train(one, Prepared(family, data, splits, prepared.leaks), tagged, signals, show, redo)
         points.append(_point(tagged, share, results))
     found = _summary(config, tagged, points)
     write_json(stage.folder / "ablation.json", found)
@@ -163,10 +166,11 @@ def _check(config: Config) -> None:
         raise InputError(f"train.train_uri: an ablation rewrites a Parquet file; got {train.train_uri}")
 
 
-def _prepare(config: Config, signals: StopSignals | None, show: ShowProgress) -> Prepared:
+def _read(config: Config, family: Family, signals: StopSignals | None, show: ShowProgress) -> Data[Examples]:
     if config.reads_embeddings:
         embed_examples(config, signals=signals or StopSignals(), show=show)
-    return prepare(config, signals=signals, show=show)
+    found: Data[Examples] = family.read(config, signals=signals, show=show)
+    return found
 
 
 def _find_tagged(config: Config, examples: Examples) -> _Tagged:
