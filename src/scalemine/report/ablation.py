@@ -19,6 +19,7 @@ _MEASURES: Final = {
     "f1": ("F1", "F1"),
 }
 _MAX_CHARS = 120
+_SMALLEST_P = 0.001
 
 
 def sentence(found: Json) -> str:
@@ -64,8 +65,8 @@ def groups_table(found: Json) -> Table:
         shares, folds = test["over_shares"], test["over_folds"]
         cells = (
             _MEASURES[measure][0], _percent(shares["majority"]), _percent(shares["minority"]), _number(shares["t"]),
-            _number(shares["p"]), f"{shares['num_majority']} + {shares['num_minority']}", _number(folds["t"]),
-            _number(folds["p"]), str(folds["num_pairs"]),
+            _p(shares["p"]), f"{shares['num_majority']} + {shares['num_minority']}", _number(folds["t"]),
+            _p(folds["p"]), str(folds["num_pairs"]),
         )  # fmt: skip
         rows.append(tuple(map(Cell, cells)))
     return Table("Majority against minority", columns, tuple(rows))
@@ -140,3 +141,7 @@ def _percent(mean: float | None, sd: float | None = None) -> str:
 
 def _number(value: float | None) -> str:
     return MISSING if value is None else f"{value:.3f}"
+
+
+def _p(value: float | None) -> str:
+    return "< 0.001" if value is not None and value < _SMALLEST_P else _number(value)
