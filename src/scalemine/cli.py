@@ -188,6 +188,32 @@ def _embed_share(
     print(f"share {text}: {len(embeddings.corpus.shards)} shard(s) are embedded in {embeddings.stage.folder}")
 
 
+@app.command("filter")
+def filter_command(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    executor: OptExecutor = None,
+    dry_run: DryRun = False,
+    redo: Redo = False,
+) -> None:
+    """Keep the tweets of the corpus with certain words, patterns or codes: filtered.parquet."""
+    from rich.console import Console
+
+    from scalemine.filtering import check_filter, run_filter
+    from scalemine.report.page import write_report
+    from scalemine.report.tables import filter_tables, print_table
+
+    def action(run: Run) -> None:
+        counts = run_filter(run)
+        for table in filter_tables(counts):
+            print_table(Console(), table)
+        if _is_mined(run.workdir.root):
+            write_report(run.workdir)
+        print(f"{counts['kept']:,} tweets in {run.workdir.filtered}; all counts: {run.workdir.filter_counts}")
+
+    _run(config, overrides, executor, dry_run, redo, check_filter, action, ("corpus",))
+
+
 @app.command()
 def mine(
     config: ConfigPath,
@@ -432,6 +458,31 @@ def sweep(
 
 
 @app.command()
+def ablate(
+    config: ConfigPath,
+    overrides: Overrides = None,
+    redo: Redo = False,
+) -> None:
+    """Remove a feature from a share of the positives, train anew in the same folds, and compare."""
+    from rich.console import Console
+
+    from scalemine.ablation import run_ablation
+    from scalemine.config import load_config
+    from scalemine.executor import StopSignals
+    from scalemine.lease import hold_workdir
+    from scalemine.report.ablation import print_ablation, write_ablation
+    from scalemine.store import Workdir
+
+    loaded = load_config(config, overrides, needs=())
+    workdir = Workdir(loaded.workdir)
+    with hold_workdir(workdir.root), StopSignals() as signals:
+        found = run_ablation(loaded, signals=signals, show=_show, redo=redo)
+    write_ablation(found, workdir.ablation)
+    print_ablation(Console(), found)
+    print(f"{workdir.ablation}/ablation.json, .md, .svg; all scores: {workdir.results}")
+
+
+@app.command()
 def status(
     what: Annotated[str, typer.Argument(metavar="WORKDIR|JOB", help="folder with sweeps and jobs, or one job")],
     name: Annotated[str | None, typer.Option("--sweep", metavar="NAME", help="only this one")] = None,
@@ -524,13 +575,14 @@ def submit(
 
     if stage not in stages():
         raise InputError(f"submit {stage}: expected one of {', '.join(stages())}")
-    loaded = _load(config, overrides, None, () if stage in ("train", "sweep") else None)
+    needs = {"train": (), "sweep": (), "ablate": (), "filter": ("corpus",)}.get(stage)
+    loaded = _load(config, overrides, None, needs)
     where = this_machine() if to == TargetOption.local and profile is None else load_profile(profile or "cpu")
     given = {key: one for key, one in (("address", address), ("token", token)) if one is not None}
     where = where.model_copy(update={"ray": type(where.ray).model_validate({**where.ray.model_dump(), **given})})
     job = make_job(stage, config, loaded, overrides or [], where, records=records, shares=array)
     # As the job will read it: what a profile says must fit, too.
-    loaded = _load(config, list(job.settings), None, () if stage in ("train", "sweep") else None)
+    loaded = _load(config, list(job.settings), None, needs)
     if to == TargetOption.kubernetes:
         kubernetes.check_paths(job, str(loaded.workdir))
     if dry_run:

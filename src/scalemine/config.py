@@ -10,7 +10,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, TypeAlias, get_args
 
 import yaml
 from pydantic import (
@@ -63,6 +63,10 @@ def _texts(value: object) -> Iterator[str]:
 
 def _as_list(value: object) -> object:
     return [value] if isinstance(value, str) else value
+
+
+# Texts one by one, or the path of a file that holds them.
+Entries: TypeAlias = str | tuple[str, ...]
 
 
 def known_normaliser(name: str) -> str:
@@ -870,6 +874,62 @@ class SweepConfig(Section):
         return self
 
 
+class FilterConfig(Section):
+    """Which tweets of the corpus are kept: those with words, patterns or codes, and without others.
+
+    A list holds entries; a text names a file (UTF-8) with an entry a line.
+    """
+
+    keywords: Entries = Field((), description="words and phrases: whole words, in any case; a list, or a file")
+    patterns: Entries = Field((), description="regular expressions of RE2, which has no lookaround; a list, or a file")
+    codes: Entries = Field((), description="5-digit codes, such as ZIP codes, also as ZIP+4; a list, or a file")
+    need: Literal["any", "all"] = Field(
+        "any", description="any: a keyword, a pattern or a code; all: one of each of these that is given"
+    )
+    exclude_keywords: Entries = Field((), description="tweets with one of these are left out, and so for")
+    exclude_patterns: Entries = Field((), description="patterns, such as ^RT @")
+    exclude_codes: Entries = Field((), description="and codes")
+    sample: int | None = Field(None, ge=1, description="so many of what is left, drawn by the seed; None: all")
+
+    @property
+    def is_given(self) -> bool:
+        """Whether it says anything to look for, or to leave out."""
+        return any(getattr(self, key) for key in type(self).model_fields if key not in ("need", "sample"))
+
+    @field_validator("codes", "exclude_codes", mode="before")
+    @classmethod
+    def _as_texts(cls, value: object) -> object:
+        # To YAML a code is a number, and one that begins with 0 may be octal.
+        if not isinstance(value, list | tuple):
+            return value
+        for code in value:
+            if isinstance(code, int) and not 10_000 <= code <= 99_999:  # noqa: PLR2004
+                raise ValueError(
+                    f'expected codes of five digits, in quotes where they begin with 0 ("02134"); got {code}'
+                )
+        return [str(code) for code in value]
+
+
+class AblationConfig(Section):
+    """Positives lose a feature, such as their ZIP code, and models are trained anew; see ``scalemine ablate``."""
+
+    pattern: str = Field("", description="what is removed: a regular expression of RE2, which has no lookaround")
+    replacement: str = Field("", description="what stands in its place")
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (0.1, 0.2, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9),
+        min_length=1,
+        description="of the positives with the feature, so many lose it; each beside those that lost it before",
+    )
+    label: str | None = Field(None, description="whose positives; None: the only label's")
+
+    @field_validator("shares")
+    @classmethod
+    def _rising(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if len(set(value)) != len(value):
+            raise ValueError(f"expected each share once; got {list(value)}")
+        return tuple(sorted(value))
+
+
 class ComputeConfig(Section):
     """Where the work runs. Workers, executor and address change no result; threads were not seen to."""
 
@@ -906,6 +966,7 @@ class Config(Section):
     seed: int = Field(42, ge=0, lt=2**63)
     why: str = Field("", description="what this experiment is for")
     corpus: CorpusConfig = CorpusConfig()
+    filter: FilterConfig = FilterConfig()
     positives: PositivesConfig = PositivesConfig()
     encoder: EncoderConfig = EncoderConfig()
     mining: MiningConfig = MiningConfig()
@@ -917,6 +978,7 @@ class Config(Section):
     baseline: BaselineConfig = BaselineConfig()
     train: TrainConfig = TrainConfig()
     sweep: SweepConfig = SweepConfig()
+    ablation: AblationConfig = AblationConfig()
     tracking: Literal["none", "tensorboard", "wandb", "mlflow"] = Field("none", description="where training is logged")
     compute: ComputeConfig = ComputeConfig()
 

@@ -484,6 +484,79 @@ def ray_session(config: ComputeConfig, *, num_cpus: int | None = None) -> Iterat
         ray.shutdown()
 
 
+class RayJobs:
+    """What scikit-learn shares out by joblib, and calls of our own, on a pool of Ray actors.
+
+    To be used by the thread that it was made in: joblib knows its backend by thread.
+
+    Args:
+        workers: Number of actors.
+    """
+
+    def __init__(self, workers: int) -> None:
+        import ray
+
+        self._ray, self.workers = ray, workers
+
+    def map(
+        self, function: Callable[..., ResultT], shared: Sequence[object], calls: Sequence[tuple[int, tuple[Any, ...]]]
+    ) -> Iterator[list[ResultT]]:
+        """Yield the results of ``function(shared[place], *arguments)``, some calls at a time, in their order.
+
+        Args:
+            function: What is called, by processes that compute with one thread each.
+            shared: Each is sent to a machine once, not with every call.
+            calls: Place in ``shared``, and arguments.
+
+        Raises:
+            InputError: As ``function`` does.
+        """
+        from joblib import Parallel, delayed
+
+        kept = [self._ray.put(one) for one in shared]
+        at_a_time = 4 * self.workers
+        with Parallel(n_jobs=self.workers, batch_size=1) as parallel:
+            for start in range(0, len(calls), at_a_time):
+                some = calls[start : start + at_a_time]
+                found = parallel(delayed(_call_alone)(function, [kept[place]], given) for place, given in some)
+                for one in found:
+                    if isinstance(one, InputError):
+                        raise one
+                yield found
+
+
+def _call_alone(function: Callable[..., ResultT], kept: Sequence[Any], given: tuple[Any, ...]) -> ResultT | InputError:
+    """Call a function in a worker, with one thread: sums over a varying number of threads round differently."""
+    import ray
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        try:
+            return function(ray.get(kept[0]), *given)
+        except InputError as error:  # as Ray hands errors on, their line is lost in a traceback
+            return error
+
+
+@contextlib.contextmanager
+def ray_jobs(config: ComputeConfig) -> Iterator[RayJobs | None]:
+    """Let joblib work on Ray where a configuration says so; None: inline, or in a Ray worker, which has its share."""
+    if config.executor == "inline":
+        yield None
+        return
+    with ray_session(config):
+        import ray
+
+        if ray.get_runtime_context().get_actor_id() is not None:
+            yield None
+            return
+        from joblib import parallel_config
+        from ray.util.joblib import register_ray
+
+        register_ray()
+        with parallel_config("ray", n_jobs=config.workers):
+            yield RayJobs(config.workers)
+
+
 def await_nodes(address: str, nodes: int, deadline: float) -> int:
     """Wait until a Ray cluster has so many nodes, or until the deadline of the monotonic clock; return how many it has.
 

@@ -271,6 +271,26 @@ class Workdir:
         return self.root / "corpus"
 
     @property
+    def filter(self) -> Path:
+        """Folder of what the filter keeps, one Arrow file per shard of the corpus."""
+        return self.root / "filter"
+
+    @property
+    def filtered(self) -> Path:
+        """The tweets that the filter keeps."""
+        return self.root / "filtered.parquet"
+
+    @property
+    def filter_counts(self) -> Path:
+        """How many tweets the filter read, kept, and found by each keyword, pattern and code."""
+        return self.root / "filtered.json"
+
+    @property
+    def ablation(self) -> Path:
+        """Folder of the ablation: altered training tweets, and what came out."""
+        return self.root / "ablation"
+
+    @property
     def anchors(self) -> Path:
         """Folder of the encoded positives and anchors."""
         return self.root / "anchors"

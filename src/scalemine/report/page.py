@@ -23,7 +23,7 @@ from safetensors.numpy import load_file
 from scalemine.report import comparison as comparisons
 from scalemine.report import plots, tables
 from scalemine.report.tables import Findings, Table
-from scalemine.store import Json, Workdir, write_whole
+from scalemine.store import Json, Workdir, read_json, write_whole
 
 NEGATIVES_PER_BAND = 5
 MAX_REJECTS = 20
@@ -111,6 +111,7 @@ def write_report(workdir: Workdir) -> Path:
         looks=_looks(findings),
         band_colours=plots.BAND_COLOURS,
         positive_colour=plots.POSITIVE_COLOUR,
+        filter_tables=tables.filter_tables(read_json(workdir.filter_counts)) if workdir.filter_counts.exists() else [],
         corpus=_corpus_facts(workdir, findings),
         reject_reasons=_reject_reasons(findings),
         rejects=_reject_examples(workdir),

@@ -29,6 +29,7 @@ _JOINERS = "\u200c\u200d"
 _MAX_MARKS = 3
 _MAX_NAME_CHARS = 60
 _MAX_WARNING_CHARS = 1_000
+_MOST_ENTRIES = 20
 # An anchor below this is called weak where the manifest does not say what the experiment calls weak.
 _WEAK_AUC = 0.8
 
@@ -412,6 +413,28 @@ def reasons_table(caption: str, heading: str, counts: dict[str, int]) -> Table:
         for reason, number in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     )
     return Table(caption, columns, rows)
+
+
+def filter_tables(counts: dict[str, Json]) -> list[Table]:
+    """Return how many tweets a filter read and kept, and how many have each keyword, pattern and code."""
+    number = Column("Tweets", "tweets")
+    steps = {
+        "read": "Read",
+        "found": "With what is looked for",
+        "excluded": "Of these left out by what is excluded",
+        "kept": "Kept",
+    }
+    rows = tuple((Cell(name), Cell(whole(counts[key]))) for key, name in steps.items())
+    found = [Table("Filter", (Column("Step", "step", numeric=False), number), rows)]
+    for key, one in (("codes", "Code"), ("keywords", "Keyword"), ("patterns", "Pattern")):
+        by_entry = sorted(counts[key].items(), key=lambda item: (-item[1], item[0]))
+        shown = [(plain_line(entry, _MAX_NAME_CHARS), whole(tweets)) for entry, tweets in by_entry[:_MOST_ENTRIES]]
+        rows = tuple((Cell(entry), Cell(tweets)) for entry, tweets in shown)
+        if rows:
+            more = f", the {_MOST_ENTRIES} most frequent of {len(by_entry)}" if len(by_entry) > _MOST_ENTRIES else ""
+            columns = (Column(one, one.lower(), numeric=False), number)
+            found.append(Table(f"Kept tweets by {one.lower()}{more}", columns, rows))
+    return found
 
 
 def sample_negatives(negatives: pa.Table, per_band: int, class_name: str) -> dict[int, list[Json]]:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from scalemine.config import BASELINES, Config, InputError
+from scalemine.config import BASELINES, ComputeConfig, Config, InputError
 from scalemine.executor import Stopped, StopSignals
 from scalemine.shards import matrix_column
 from scalemine.store import Workdir
@@ -269,3 +269,16 @@ def test_the_plan_says_what_would_be_done(data, tmp_path):
     lines = describe_plan(config(data, tmp_path / "work", name="run"))
     assert any(line.startswith("run: 63 tweets, 27 of dev, 0 held out: to do") for line in lines), lines
     assert not (tmp_path / "work").exists()
+
+
+def test_trees_that_grow_on_ray_are_those_that_grow_here(ray_session, data, tmp_path):
+    """A grid and a forest on Ray leave the same bytes as on this process's threads."""
+    found = []
+    for name, compute in (("here", {"threads": 1}), ("ray", {"executor": "ray", "workers": 2, "threads": 1})):
+        one = of_words(data, tmp_path / name, "random_forest", name="run", baseline={"grid": {"trees": [4, 7]}})
+        run_training(one.model_copy(update={"compute": ComputeConfig.model_validate(compute)}))
+        folder = Workdir(tmp_path / name).runs / "run"
+        files = [folder / "predictions" / "test.parquet", *sorted((folder / "model").glob("label-*.skops"))]
+        found.append([file.read_bytes() for file in files])
+        assert len(files) == 1 + len(LABELS)
+    assert found[0] == found[1]

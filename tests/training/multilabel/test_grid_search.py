@@ -8,7 +8,8 @@ from sklearn.metrics import f1_score
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.svm import SVC
 
-from scalemine.config import BaselineConfig, InputError
+from scalemine.config import BaselineConfig, ComputeConfig, InputError
+from scalemine.executor import ray_jobs
 from scalemine.training.multilabel.grid_search import Part, Tried, best, deal, points, search
 
 
@@ -122,3 +123,22 @@ def test_progress_and_a_check_that_stops(data):
 def test_more_neighbours_than_tweets_are_refused(data):
     with pytest.raises(InputError, match=r"baseline.k: 121 nearest of 120 training tweets"):
         search("knn", words(grid={"k": [1, 121]}), parts_of(data), seed=0, jobs=1)
+
+
+@pytest.mark.parametrize(
+    ("name", "grid"),
+    [("random_forest", {"trees": [5, 9]}), ("svm", {"C": [1, 2, 3]}), ("logistic_regression", {"C": [0.1, 1]})],
+)
+def test_ray_finds_what_threads_find(ray_session, data, name, grid):
+    here = search(name, words(grid=grid), parts_of(data), seed=1, jobs=2)
+    done = []
+    with ray_jobs(ComputeConfig(executor="ray", workers=2)) as cluster:
+        there = search(name, words(grid=grid), parts_of(data), seed=1, jobs=2, cluster=cluster, on_fit=done.append)
+    assert here == there
+    assert done == [1] * 5 * len(points(grid))
+
+
+def test_what_is_refused_on_ray_is_said_in_its_own_line(ray_session, data):
+    with ray_jobs(ComputeConfig(executor="ray", workers=2)) as cluster:
+        with pytest.raises(InputError, match=r"^baseline.k: 121 nearest of 120 training tweets; lower it$"):
+            search("knn", words(grid={"k": [1, 121]}), parts_of(data), seed=0, jobs=1, cluster=cluster)

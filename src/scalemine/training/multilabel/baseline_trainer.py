@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from scalemine.config import TAGGER_KEYS, WORD_NETWORK_KEYS, BaselineConfig, Config, EncoderConfig, InputError
-from scalemine.executor import ShowProgress, Stopped, StopRequest, StopSignals, num_cores, silent
+from scalemine.executor import ShowProgress, Stopped, StopRequest, StopSignals, num_cores, ray_jobs, silent
 from scalemine.models import encoder_settings
 from scalemine.shards import Embeddings
 from scalemine.store import fingerprint, open_stage
@@ -210,7 +210,11 @@ class BaselineTrainer:
             "check": stop_if_asked,
         }
         steps = len(self.tweets.labels) + (NUM_FOLDS * len(points(self.options.grid)) if self.options.grid else 0)
-        with show(run_label(self.config, self.tweets.split), steps) as advance:
+        with (
+            ray_jobs(self.config.compute) as cluster,
+            show(run_label(self.config, self.tweets.split), steps) as advance,
+        ):
+            how["cluster"] = cluster
             if self.options.grid:
                 parts = _parts(self.reader, targets_NC, weight_N, self.config.seed)
                 self.tried = search(self.config.train.model, self.options, parts, on_fit=advance, **how)

@@ -30,6 +30,7 @@ from sklearn.tree import DecisionTreeClassifier
 from threadpoolctl import threadpool_limits
 
 from scalemine.config import BASELINE_KEYS, BASELINES, BaselineConfig, InputError
+from scalemine.executor import RayJobs
 
 FloatArray = NDArray[np.float32]
 # Embeddings are dense, TF-IDF is sparse.
@@ -80,6 +81,7 @@ def fit_predict(
     on_label: Callable[[int], None] = lambda done: None,
     check: Callable[[], None] = lambda: None,
     keep: Callable[[int, Any], None] = lambda label, model: None,
+    cluster: RayJobs | None = None,
 ) -> dict[str, FloatArray]:
     """Fit one model per label and score every other set with it.
 
@@ -99,6 +101,7 @@ def fit_predict(
         check: Called between labels; what it raises ends the work.
         keep: Given each label and its model, as ``probabilities`` takes it, from the thread that fitted it. That of
             embeddings wants them prepared, so it is of no use elsewhere.
+        cluster: Where the trees of a forest grow; None: here.
 
     Returns:
         Probabilities ``(M, C)``, float32, by set.
@@ -113,6 +116,9 @@ def fit_predict(
     vectors_ND, others = prepared(name, vectors_ND, others)
     scores = {key: np.empty((vectors_MD.shape[0], num_labels), np.float32) for key, vectors_MD in others.items()}
 
+    if cluster is not None and name == "random_forest":
+        jobs = cluster.workers
+
     def fit_and_score(label: int) -> int:
         model = fit_label(name, options, vectors_ND, targets_NC[:, label], weight_N, seed=seed, jobs=jobs)
         keep(label, model)
@@ -121,6 +127,13 @@ def fit_predict(
         return label
 
     check()
+    if cluster is not None and name == "random_forest":
+        # In this thread, the one that joblib has its backend in.
+        with quiet_threads(1):
+            for label in range(num_labels):
+                on_label(fit_and_score(label) + 1)
+                check()
+        return scores
     # The forest shares its trees among threads, the others their labels.
     threads = 1 if name == "random_forest" else jobs
     with quiet_threads(threads) as pool:

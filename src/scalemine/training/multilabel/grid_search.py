@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalemine.config import BaselineConfig
+from scalemine.executor import RayJobs
 from scalemine.training.multilabel.baselines import Matrix, fit_label, prepared, quiet_threads
 
 NUM_FOLDS = 5
@@ -74,8 +75,9 @@ def search(
     jobs: int,
     on_fit: Callable[[int], None] = lambda done: None,
     check: Callable[[], None] = lambda: None,
+    cluster: RayJobs | None = None,
 ) -> list[Tried]:
-    """Return how good each point of ``options.grid`` is, in the order of the grid.
+    """Return how good each point of ``options.grid`` is, in the order of the grid; the same wherever it is tried.
 
     Args:
         name: The model.
@@ -85,29 +87,54 @@ def search(
         jobs: Threads.
         on_fit: Told 1 for each point that was tried in a fold.
         check: Called in between; what it raises ends the work.
+        cluster: Where points of all folds are tried at a time; None: here, fold by fold.
     """
     tries = points(options.grid)
     f1s: list[list[float]] = [[] for _ in tries]
+    if cluster is not None:
+        ready = [_prepared(name, part) for part in parts]
+        calls = [(place, values) for place in range(len(ready)) for values in range(len(tries))]
+        given = [(place, (name, options.model_copy(update=tries[values]), seed, 1)) for place, values in calls]
+        found_of_calls = (found for some in cluster.map(_macro_f1_of, ready, given) for found in some)
+        for (_, values), found in zip(calls, found_of_calls, strict=True):
+            if found is not None:
+                f1s[values].append(found)
+            on_fit(1)
+            check()
+        return _tried(tries, f1s)
     # The forest shares its trees among threads, the others the points.
     threads = 1 if name == "random_forest" else jobs
     for part in parts:
-        vectors_ND, others = prepared(name, part.learnt[0], {"judged": part.judged[0]})
-        ready = Part((vectors_ND, *part.learnt[1:]), (others["judged"], part.judged[1]))
+        of_fold = _prepared(name, part)
         check()
         with quiet_threads(threads) as pool:
             fits = {
-                pool.submit(_macro_f1, name, options.model_copy(update=values), ready, seed, jobs): place
+                pool.submit(_macro_f1, name, options.model_copy(update=values), of_fold, seed, jobs): place
                 for place, values in enumerate(tries)
             }
             try:
                 for fit in as_completed(fits):
-                    if (found := fit.result()) is not None:
-                        f1s[fits[fit]].append(found)
+                    if (f1 := fit.result()) is not None:
+                        f1s[fits[fit]].append(f1)
                     on_fit(1)
                     check()
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+    return _tried(tries, f1s)
+
+
+def _prepared(name: str, part: Part) -> Part:
+    vectors_ND, others = prepared(name, part.learnt[0], {"judged": part.judged[0]})
+    return Part((vectors_ND, *part.learnt[1:]), (others["judged"], part.judged[1]))
+
+
+def _macro_f1_of(part: Part, name: str, options: BaselineConfig, seed: int, jobs: int) -> float | None:
+    with quiet_threads(1):
+        return _macro_f1(name, options, part, seed, jobs)
+
+
+def _tried(tries: Sequence[Mapping[str, Any]], f1s: Sequence[Sequence[float]]) -> list[Tried]:
     return [
         Tried(values, statistics.fmean(of_point) if of_point else 0.0, statistics.pstdev(of_point) if of_point else 0.0)
         for values, of_point in zip(tries, f1s, strict=True)
