@@ -40,8 +40,8 @@ def write_member(folder: Path, name: str, threshold: float, labels: list[str] = 
         keep=lambda label, one: write_estimator(one, folder / label_file(label)),
     )  # fmt: skip
     info = {
-        "labels": labels, "model": name, "normaliser": "none", "nested": [], "thresholds": dict.fromkeys(labels, threshold),
-        "calibration": dict.fromkeys(labels, [1.0, 0.0]),
+        "labels": labels, "model": name, "normaliser": "none", "nested": [],
+        "thresholds": dict.fromkeys(labels, threshold), "calibration": dict.fromkeys(labels, [1.0, 0.0]),
     }  # fmt: skip
     write_text_model(folder, info, features, {})
     return folder
@@ -124,17 +124,17 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda folder: remove(folder / "members" / "nb"), "'members/nb/features.json' is missing; copy the whole folder"),
+        (lambda folder: remove(folder / "members" / "nb"), "nb/features.json' is missing; copy the whole"),
         (lambda folder: remove(folder / "members" / "nb" / "label-0.skops"), "label-0.skops' is missing"),
         (lambda folder: remove(folder / "members"), "is missing"),
-        (lambda folder: flip(folder / "members" / "lr" / "label-1.skops"), "not the file that was written with model.json"),
+        (lambda folder: flip(folder / "members" / "lr" / "label-1.skops"), "not the file that was written with"),
         (lambda folder: (folder / "members" / "nb" / "more.safetensors").touch(), "no file of this ensemble"),
         (lambda folder: (folder / "members" / "link").symlink_to("/etc"), "link: a link"),
         (lambda folder: (folder / "members" / "nb" / "x").symlink_to("/etc/passwd"), "x: a link"),
         (lambda folder: remove(folder / "model.json"), "no model here|no ensemble here"),
         (lambda folder: (folder / "model.json").write_text("{"), "damaged, no JSON"),
         (lambda folder: change(folder, format=99), "format 99, and this version of scalemine reads 1"),
-        (lambda folder: change(folder, combine="sum"), "damaged: expected labels or spans that are combined; got 'sum'"),
+        (lambda folder: change(folder, combine="sum"), "damaged: expected labels or spans .*got 'sum'"),
         (lambda folder: change(folder, of="spans"), "damaged"),
         (lambda folder: change(folder, members=[]), "members: expected names, each once"),
         (lambda folder: change(folder, members=["../nb", "lr", "tree"]), "members: expected names, each once"),
@@ -146,7 +146,7 @@ def flip(path: Path) -> None:
         (lambda folder: change(folder, sha256=[1]), "damaged"),
         (lambda folder: change(folder, thresholds={"fear": 0.5}), "damaged"),
         (lambda folder: change(folder, thresholds={"fear": 0.5, "joy": "high"}), "thresholds: expected numbers"),
-        (lambda folder: change(folder, labels=["joy", "fear"]), "gives the labels fear, joy; expected the labels joy, fear"),
+        (lambda folder: change(folder, labels=["joy", "fear"]), "gives the labels fear, joy; expected .* joy, fear"),
         (lambda folder: change(folder, labels=["fear"]), "gives the labels fear, joy; expected the labels fear"),
         (lambda folder: change(folder, nested=[["fear", "anger"]]), "damaged"),
     ],
