@@ -383,6 +383,69 @@ def test_what_reads_embeddings(write: Any) -> None:
     assert not load_config(path, ["train.model=classifier"]).reads_embeddings
 
 
+ENSEMBLE = {"train": {"model": "ensemble"}, "ensemble": {"members": {"a": {"train.model": "svm"}}}}
+
+
+def test_members_of_an_ensemble_have_its_settings_and_their_own(write: Any) -> None:
+    path = write(SMALLEST | ENSEMBLE)
+    given = ["ensemble.members.b={train.model: linear, seed: 7, train.vectors: a}", "train.folds=3", "train.name=x"]
+    assert "expected models that all give spans, or all labels; got a: svm, b: linear" in refusal(path, *given)
+    given[0] = "ensemble.members.b={train.model: classifier, seed: 7, labels.threshold: 0.3}"
+    config = load_config(path, [*given, "ensemble.members.a.baseline.features=tfidf", "ensemble.combine=average"])
+    assert config.is_ensemble
+    a, b = config.members().values()
+    assert [(one.train.model, one.train.folds, one.train.name) for one in (a, b)] == [
+        ("svm", 3, None),
+        ("classifier", 3, None),
+    ]
+    assert (a.baseline.features, b.baseline.features) == ("tfidf", "embeddings")
+    assert (a.seed, b.seed, a.labels.threshold, b.labels.threshold) == (42, 7, "best", 0.3)
+    assert config.trained == [a, b]
+    assert a.trained == [a]
+    assert not a.is_ensemble
+    folders = load_config(path, ["ensemble.members=[runs/a, runs/b]"])
+    assert folders.ensemble.members == ("runs/a", "runs/b")
+    assert folders.trained == []
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("ensemble.combine=sum", "ensemble.combine"),
+        ("ensemble.member=[]", "ensemble.member: unknown key; did you mean members?"),
+        ("ensemble.members={}", "ensemble.members: missing"),
+        ("ensemble.members=3", "ensemble.members: expected names with settings, or a list of folders; got 3"),
+        ("ensemble.members=[a, a]", "ensemble.members: expected each folder once; got ['a', 'a']"),
+        ("ensemble.members=[1]", "expected names with settings, or a list of folders; got [1]"),
+        ("ensemble.members={../a: {train.model: svm}}", "expected names of letters, digits, '_', '-' and '.'"),
+        ("ensemble.members={a: svm}", "a: expected values by dotted key, such as {train.model: svm}; got 'svm'"),
+        ("ensemble.members={a: {baseline.C: 1}}", "ensemble.members.a: train.model: missing"),
+        ("ensemble.members={a: {train.model: ensemble}}", "ensemble.members.a: train.model: expected a model"),
+        ("ensemble.members.a.train.folds=2", "a: train.folds: is the same for all members; give it beside"),
+        ("ensemble.members.a.labels.names=[x]", "a: labels.names: not of a member; expected a key of train, loss"),
+        ("ensemble.members.a.corpus.uri=x", "a: corpus.uri: not of a member"),
+        ("ensemble.members.a.train.modell=svm", "ensemble.members.a: train.modell: unknown key; did you mean model?"),
+        ("ensemble.members.a.baseline.C=0", "ensemble.members.a: baseline.C"),
+        ("ensemble.members.a.train.model=svmm", "ensemble.members.a: train.model"),
+        ("ensemble.members={a: {train.model: classifier, train.crf: fast}}", "train.crf: does nothing for the model"),
+        ("train.processes=2", "train.processes: members are trained in one process each"),
+    ],
+)
+def test_ensembles_that_cannot_be(write: Any, override: str, expected: str) -> None:
+    assert expected in refusal(write(SMALLEST | ENSEMBLE), override)
+
+
+def test_taggers_are_not_averaged(write: Any) -> None:
+    path = write(SMALLEST | ENSEMBLE)
+    given = ["ensemble.members={a: {train.model: linear}}", "ensemble.combine=average"]
+    assert "ensemble.combine: taggers vote" in refusal(path, *given)
+    # What is of taggers alone does not reach a member that is none.
+    both = load_config(path, ["train.kernel=5"])
+    assert both.members()["a"].train.model == "svm"
+    mixed = load_config(path, ["train.kernel=5", "ensemble.members={a: {train.model: classifier}}"])
+    assert mixed.members()["a"].train.kernel == 3
+
+
 @pytest.mark.parametrize(
     ("model", "is_tagger", "is_baseline"),
     [("linear", True, False), ("classifier", False, False), ("svm", False, True)],

@@ -405,12 +405,13 @@ def train(
         return
     workdir = Workdir(loaded.workdir)
     with hold_workdir(workdir.root), StopSignals() as signals:
-        if loaded.reads_embeddings:
-            from scalemine.frozen import embed_examples
+        for one in loaded.trained:
+            if one.reads_embeddings:
+                from scalemine.frozen import embed_examples
 
-            embed_examples(loaded, signals=signals, show=_show)
+                embed_examples(one, signals=signals, show=_show)
         results = run_training(loaded, signals=signals, show=_show, redo=redo)
-    if loaded.train.is_tagger:
+    if "labels" not in results[0]:  # it gives spans
         from scalemine.report.scores import print_runs
 
         print_runs(Console(), results)

@@ -567,6 +567,7 @@ _WINDOWS = 3
 TAGGER_KEYS = ("crf", "vectors", "vocabulary", "pooling", "hidden", "kernel", "dropout")
 CLASSIFIER_KEYS = ("gradient_checkpointing", "lora")
 WORD_NETWORK_KEYS = ("dimensions",)
+ENSEMBLE = "ensemble"
 # Networks on word vectors that give labels, each with its own defaults where no value is given: the published ones
 # (cnn_bilstm, text_cnn: Wang et al. 2022, section 3.5 and tables A5 and A6; cnn_lstm: De la Peña Sarracén & Rosso
 # 2019, section 2.3). The first does not say its windows, patience and decay, nor the second anything but its windows.
@@ -582,11 +583,63 @@ WORD_NETWORKS: Mapping[str, Mapping[str, Any]] = {
 
 def foreign_keys(model: str) -> tuple[str, ...]:
     """Return the keys of ``train`` that do nothing for a model, and are refused; a classical one ignores what it is."""
-    if model in BASELINES:
+    if model in BASELINES or model == ENSEMBLE:
         return ()
     if model in WORD_NETWORKS:
         return ("crf", "pooling", "encoder", "revision", *CLASSIFIER_KEYS)
     return (*(CLASSIFIER_KEYS if model in TAGGERS else TAGGER_KEYS), *WORD_NETWORK_KEYS)
+
+
+# What members of an ensemble may have of their own; all else is the ensemble's: they see the same tweets.
+_MEMBER_SECTIONS = ("train", "loss", "baseline")
+_MEMBER_KEYS = ("seed", "labels.select", "labels.calibration", "labels.threshold")
+SHARED_BY_MEMBERS = frozenset(
+    {"name", "train_set", "test_sets", "train_uri", "dev_uri", "test_uris", "unseen_types", "folds", "fold_seed"}
+    | {"stratify", "group_by", "near_duplicate", "dev_share", "stop_on", "processes", "bootstrap"}
+)
+_MEMBER_NAME = r"\w[\w.\-]*"
+
+
+class EnsembleConfig(Section):
+    """Several models that decide together; of train.model: ensemble."""
+
+    members: dict[str, dict[str, Any]] | tuple[str, ...] = Field(
+        {}, description="by name: values by dotted key, train.model at least; or a list of folders of finished runs"
+    )
+    combine: Literal["vote", "average"] = Field(
+        "vote", description="what more than half of the members give; or by the mean of their probabilities"
+    )
+
+    @field_validator("members", mode="before")
+    @classmethod
+    def _named_or_listed(cls, value: object) -> object:
+        if isinstance(value, Mapping):
+            for name, values in value.items():
+                if not isinstance(name, str) or not re.fullmatch(_MEMBER_NAME, name):
+                    raise ValueError(f"expected names of letters, digits, '_', '-' and '.'; got {name!r}")
+                if not isinstance(values, Mapping):
+                    raise ValueError(
+                        f"{name}: expected values by dotted key, such as {{train.model: svm}}; got {values!r}"
+                    )
+                for key in values:
+                    _check_member_key(name, key)
+        elif not isinstance(value, list | tuple) or not all(isinstance(one, str) for one in value):
+            raise ValueError(f"expected names with settings, or a list of folders; got {value!r}")
+        elif len(set(value)) < len(value):
+            raise ValueError(f"expected each folder once; got {list(value)}")
+        return value
+
+
+def _check_member_key(name: str, key: object) -> None:
+    section, _, inner = str(key).partition(".")
+    if key in _MEMBER_KEYS or (section in _MEMBER_SECTIONS and inner and inner not in SHARED_BY_MEMBERS):
+        return
+    if section == "train" and inner in SHARED_BY_MEMBERS:
+        raise ValueError(f"{name}: {key}: is the same for all members; give it beside the ensemble")
+    raise ValueError(
+        f"{name}: {key}: not of a member; expected a key of {', '.join(_MEMBER_SECTIONS)}, or "
+        f"{', '.join(_MEMBER_KEYS)}, such as train.model"
+    )
 
 
 class TrainConfig(Section):
@@ -610,10 +663,11 @@ class TrainConfig(Section):
         "cnn_bilstm", "text_cnn", "cnn_lstm",
         "random_forest", "svm", "bagging", "boosting", "decision_tree", "logistic_regression",
         "knn", "naive_bayes", "mlp",
+        "ensemble",
     ] = Field(
         "lstm_crf",
         description="a tagger; a classifier (labels), fine-tuned; a network on word vectors (labels), which has "
-        "its own defaults, the published ones; or a classical one (baseline)",
+        "its own defaults, the published ones; a classical one (baseline); or several (ensemble)",
     )  # fmt: skip
     crf: Literal["pytorch-crf", "fast"] = Field("pytorch-crf", description="fast: our own, equal and BIO-constrained")
     encoder: str | None = Field(None, description="hub id, folder or package:NAME; None: encoder.model")
@@ -976,6 +1030,7 @@ class Config(Section):
     labels: LabelsConfig = LabelsConfig()
     loss: LossConfig = LossConfig()
     baseline: BaselineConfig = BaselineConfig()
+    ensemble: EnsembleConfig = EnsembleConfig()
     train: TrainConfig = TrainConfig()
     sweep: SweepConfig = SweepConfig()
     ablation: AblationConfig = AblationConfig()
@@ -986,6 +1041,60 @@ class Config(Section):
     def reads_embeddings(self) -> bool:
         """Whether what is trained reads embeddings of the labelled tweets, which are made beforehand."""
         return self.train.is_baseline and not self.baseline.is_of_words
+
+    @property
+    def is_ensemble(self) -> bool:
+        """Whether several models decide together."""
+        return self.train.model == ENSEMBLE
+
+    @property
+    def trained(self) -> list[Config]:
+        """The configurations of all models that are trained: of this one, or of the members of an ensemble."""
+        return list(self.members().values()) if self.is_ensemble else [self]
+
+    def members(self) -> dict[str, Config]:
+        """Return the configuration of each member of an ensemble that is trained; none where folders are named.
+
+        Raises:
+            InputError: The values of a member are not ones that its keys can have, or do not go with the others.
+        """
+        found = {}
+        for name, given in self.ensemble.members.items() if isinstance(self.ensemble.members, dict) else ():
+            if "train.model" not in given:
+                raise InputError(f"ensemble.members.{name}: train.model: missing; it has no default and must be given")
+            if given["train.model"] == ENSEMBLE:
+                raise InputError(f"ensemble.members.{name}: train.model: expected a model; got an ensemble")
+            values = self.model_dump(exclude={"ensemble", "sweep"}, exclude_unset=True)
+            values["train"].pop("name", None)
+            for key in foreign_keys(str(given["train.model"])):  # which may be those of another member
+                values["train"].pop(key, None)
+            for key, value in given.items():
+                *sections, last = key.split(".")
+                (values.setdefault(sections[0], {}) if sections else values)[last] = value
+            found[name] = check_values(values, f"ensemble.members.{name}")
+        return found
+
+    @model_validator(mode="after")
+    def _ensemble_fits(self) -> Config:
+        if not self.is_ensemble:
+            return self
+        if not self.ensemble.members:
+            raise ValueError("ensemble.members: missing; it has no default and must be given")
+        if self.train.processes != 1:
+            raise ValueError(
+                "train.processes: members are trained in one process each; with more, train one by itself, "
+                "and it is taken from there"
+            )
+        members = self.members()
+        spans = {name: one.train.is_tagger for name, one in members.items()}
+        if len(set(spans.values())) > 1:
+            raise ValueError(
+                "ensemble.members: expected models that all give spans, or all labels; got "
+                + ", ".join(f"{name}: {members[name].train.model}" for name in spans)
+            )
+        if any(spans.values()) and self.ensemble.combine == "average":
+            raise ValueError("ensemble.combine: taggers vote, as they keep no probabilities to average; expected vote")
+        return self
 
     @model_validator(mode="after")
     def _baseline_fits(self) -> Config:
@@ -1121,7 +1230,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     *sections, key = match[1].split(".")
     if sections[:2] == ["sweep", "space"]:  # whose keys have dots themselves
         sections, key = sections[:2], match[1].split(".", 2)[2]
-    elif sections[:2] == ["sweep", "arms"] and len(sections) > 2:  # noqa: PLR2004
+    elif sections[:2] in (["sweep", "arms"], ["ensemble", "members"]) and len(sections) > 2:  # noqa: PLR2004
         sections, key = sections[:3], match[1].split(".", 3)[3]
     for section in sections:
         inner = values[section] = {} if values.get(section) is None else values[section]

@@ -37,7 +37,7 @@ from scalemine.sweep.resources import Resources, resources_of
 from scalemine.sweep.runner import STOP, Ran, Runner, Unit
 from scalemine.sweep.space import TpeSearcher, Trial, grid, looked_at, random_trials, seeds_of
 from scalemine.training.family import DEV, HELD_OUT, RANDOM_PLUS
-from scalemine.training.runs import KnownRun, Prepared, preparation_key, prepare, run_state, write_results
+from scalemine.training.runs import KnownRun, Prepared, learns_spans, preparation_key, prepare, run_state, write_results
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +208,7 @@ class _Sweep:
         # A held-out fold has the negatives of its own train set.
         sets = [*tests, *held_out] if self._train_sets_vary else [*held_out, *tests]
         sets += [DEV] if config.train.stop_on == "dev" else []
-        self.metric = self.options.metric or f"{sets[0]}.{'f1' if config.train.is_tagger else 'roc_auc.macro'}"
+        self.metric = self.options.metric or f"{sets[0]}.{'f1' if learns_spans(config) else 'roc_auc.macro'}"
         wanted = self.metric.split(".")[0]
         if wanted not in sets:
             raise InputError(f"sweep.metric: {self.metric}: no set {wanted!r} is scored (there are: {', '.join(sets)})")
@@ -222,8 +222,10 @@ class _Sweep:
         """Return the data of a trial; what is shared by runs (imports, tokens, embeddings) is made here, once."""
         key = preparation_key(config)
         if key not in self.prepared:
-            if config.reads_embeddings and self.signals is not None:
-                embed_examples(config, signals=self.signals)
+            if self.signals is not None:
+                for one in config.trained:
+                    if one.reads_embeddings:
+                        embed_examples(one, signals=self.signals)
             self.prepared[key] = prepare(config, signals=self.signals, scratch=self.scratch)
             self._check_folds(config, self.prepared[key])
             self._check_metric(config, self.prepared[key])

@@ -120,6 +120,8 @@ def resources_of(config: Config, trials: list[Config]) -> Resources:
 
 def _memory_bytes(config: Config) -> int:
     """Return what a process of a run takes at least, by the size of the encoder's weights."""
+    if config.is_ensemble:  # whose members are trained one after the other
+        return max(map(_memory_bytes, config.trained), default=_PROCESS_BYTES)
     if config.train.vectors or config.train.is_baseline or config.train.is_word_network:
         return _PROCESS_BYTES
     folder = find_model(*encoder_name(config), key="train.encoder")

@@ -12,11 +12,11 @@ import numpy as np
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HFValidationError
 
-from scalemine.config import InputError, LabelsConfig
+from scalemine.config import ENSEMBLE, InputError, LabelsConfig
 from scalemine.executor import InlineExecutor
 from scalemine.models import first_line, is_path
 from scalemine.store import read_json
-from scalemine.training.kept import load_model
+from scalemine.training.kept import OTHERS, kind_of, load_model
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,10 @@ def is_classifier(model: str) -> bool:
     Raises:
         InputError: There is no such folder, and the hub does not give it.
     """
-    if is_text_model(model):
-        return True
+    if kind := _own_kind(model):
+        from scalemine.training.ensemble.model import SPANS, model_folder, read_info
+
+        return kind != ENSEMBLE or read_info(model_folder(model))["of"] != SPANS
     path = _configuration(model)
     if path is None:
         return False  # said by who loads it, as is a damaged one
@@ -41,9 +43,11 @@ def is_classifier(model: str) -> bool:
     return isinstance(found, dict) and found.get("kind") == "classifier"
 
 
-def is_text_model(model: str) -> bool:
-    """Return whether a folder, or that of a run, holds a classical model or a network on words; see ``kept``."""
-    return any((Path(model) / inner / "model.json").exists() for inner in ("", "model"))
+def _own_kind(model: str) -> str | None:
+    """Return what a folder, or that of a run, holds in a form of our own; None where it is one of Hugging Face's."""
+    if any((Path(model) / inner / OTHERS).exists() for inner in ("", "model")):
+        return kind_of(model)
+    return None
 
 
 def _configuration(model: str) -> Path | None:
@@ -65,12 +69,14 @@ def evaluate_tagger(model: str, uris: Sequence[str], *, num_bootstrap: int) -> d
     Raises:
         InputError: A file or the model cannot be read.
     """
+    from scalemine.training.ensemble.model import SpanEnsemble
     from scalemine.training.tagging.datasets import read_dataset
     from scalemine.training.tagging.scoring import score_dataset
-    from scalemine.training.tagging.tagger import load_tagger
+    from scalemine.training.tagging.tagger import Tagger, load_tagger
 
     datasets = [read_dataset(uri, key="SET") for uri in uris]
-    tagger = load_tagger(model)
+    tagger = load_model(model) if _own_kind(model) else load_tagger(model)
+    assert isinstance(tagger, Tagger | SpanEnsemble)
     scores = {}
     for dataset in datasets:
         if unknown := sorted(dataset.types - set(tagger.types)):
@@ -89,11 +95,14 @@ def evaluate_classifier(model: str, uris: Sequence[str], *, num_bootstrap: int) 
     Raises:
         InputError: A file or the model cannot be read, or the file holds none of the model's labels.
     """
+    from scalemine.training.ensemble.model import SpanEnsemble
     from scalemine.training.multilabel.classifier import load_classifier
     from scalemine.training.multilabel.examples import POSITIVE, read_examples
     from scalemine.training.multilabel.scores import score_labels
+    from scalemine.training.tagging.tagger import Tagger
 
-    classifier: Any = load_model(model) if is_text_model(model) else load_classifier(model)
+    classifier = load_model(model) if _own_kind(model) else load_classifier(model)
+    assert not isinstance(classifier, Tagger | SpanEnsemble)
     labels = classifier.labels
     reading = LabelsConfig.model_validate(classifier.info["reading"])
     priors = classifier.info["priors"]

@@ -9,6 +9,7 @@ from scalemine.config import InputError
 from scalemine.store import read_json
 
 if TYPE_CHECKING:
+    from scalemine.training.ensemble.model import LabelEnsemble, SpanEnsemble
     from scalemine.training.multilabel.classifier import Classifier
     from scalemine.training.multilabel.text_model import TextModel
     from scalemine.training.multilabel.word_model import WordModel
@@ -20,7 +21,7 @@ FINE_TUNED, OTHERS = "config.json", "model.json"
 
 def load_model(
     folder: str | Path, *, device: str = "auto", precision: str = "float32"
-) -> Tagger | Classifier | TextModel | WordModel:
+) -> Tagger | Classifier | TextModel | WordModel | LabelEnsemble | SpanEnsemble:
     """Load a model from its folder, or from the folder of the run that wrote it.
 
     Args:
@@ -44,6 +45,10 @@ def load_model(
         from scalemine.training.multilabel.word_model import load_word_network
 
         return load_word_network(folder, device=device)
+    if kind == "ensemble":
+        from scalemine.training.ensemble.model import load_ensemble
+
+        return load_ensemble(folder, device=device, precision=precision)
     from scalemine.training.multilabel.text_model import load_text_model
 
     return load_text_model(folder)

@@ -93,6 +93,26 @@ def hold_run(folder: Path) -> Iterator[None]:
         ) from None
 
 
+@contextlib.contextmanager
+def wait_for_run(folder: Path, signals: StopRequest | None) -> Iterator[None]:
+    """Hold a run for this process, once no other does; that may take as long as the run.
+
+    Raises:
+        Stopped: A signal asked for it.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.with_name(f".{folder.name}{LOCK}"))
+    while not lock.is_locked:
+        if signals is not None and signals.requested:
+            raise Stopped
+        with contextlib.suppress(Timeout):
+            lock.acquire(timeout=1)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def launch(config: Config, fold: int | None, stage: Stage, signals: StopRequest | None) -> None:
     """Do one run with several processes; a request to stop is passed on to them once.
 

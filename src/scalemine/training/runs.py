@@ -38,7 +38,7 @@ from scalemine.store import (
 from scalemine.training.family import SHARED, Data, Family, Trainer, run_settings
 from scalemine.training.folds import Leak, leak_report, text_leaks
 from scalemine.training.loop import BEST
-from scalemine.training.processes import launch, threads_of_process
+from scalemine.training.processes import launch, threads_of_process, wait_for_run
 from scalemine.training.splits import Split, plan_splits
 
 logger = logging.getLogger(__name__)
@@ -81,9 +81,22 @@ def family_of(config: Config) -> Family:
         from scalemine.training.multilabel.baseline_trainer import BaselineFamily
 
         return BaselineFamily()
+    if config.is_ensemble:
+        from scalemine.training.ensemble.trainer import EnsembleFamily
+
+        return EnsembleFamily()
     from scalemine.training.tagging.trainer import TaggerFamily
 
     return TaggerFamily()
+
+
+def learns_spans(config: Config) -> bool:
+    """Return whether what a configuration trains gives spans; else it gives labels."""
+    if not config.is_ensemble:
+        return config.train.is_tagger
+    from scalemine.training.ensemble.trainer import gives_spans
+
+    return gives_spans(config)
 
 
 def run_training(
@@ -158,7 +171,8 @@ def preparation_key(config: Config) -> str:
             "workdir": values["workdir"],
             "encoder": values["encoder"],
             "labels": values["labels"],
-            "embeddings": config.reads_embeddings,
+            "embeddings": [one.reads_embeddings for one in config.trained],
+            "ensemble": values["ensemble"] if config.is_ensemble else None,
             "train": {key: value for key, value in values["train"].items() if key not in _OF_FITTING},
         }
     )
@@ -275,6 +289,8 @@ def run_split(
         logger.info("%s: finished before", stage.folder.name)
         _remove_checkpoint(stage.folder)
         return result
+    if config.is_ensemble:
+        _run_members(config, prepared, split, signals=signals, show=show, redo=redo)
     if config.train.processes == 1:
         train_split(config, prepared, split, stage.folder, signals=signals, show=show)
     else:
@@ -282,6 +298,25 @@ def run_split(
     result = read_result(stage.folder)
     assert result is not None
     return result
+
+
+def _run_members(
+    config: Config, prepared: Prepared, split: Split, *, signals: StopRequest | None, show: ShowProgress, redo: bool
+) -> None:
+    """Do the runs of an ensemble's members, unless they are done; another process may be at one of them."""
+    from scalemine.training.ensemble.trainer import EnsembleFamily
+
+    assert isinstance(prepared.family, EnsembleFamily)
+    for name, member in prepared.family.members.items():
+        # Of a sweep another process may have read the ensemble's data for a trial with other settings.
+        of_member = config.members()[name]
+        one = Prepared(member.family, member.data, [split], prepared.leaks)
+        folder = Workdir(config.workdir.absolute()).runs / run_name(
+            of_member, run_settings(of_member, one.family), split
+        )
+        with wait_for_run(folder, signals):
+            logger.info("member %s: %s", name, folder.name)
+            run_split(of_member, one, split, signals=signals, show=show, redo=redo)
 
 
 def train_split(

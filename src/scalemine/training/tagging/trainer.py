@@ -79,7 +79,7 @@ class TaggerFamily:
 
     def rows(self, config: Config, data: Data[Dataset]) -> Rows:  # noqa: ARG002
         """Return the training tweets, as folds are made of them."""
-        return _rows(data.train.documents)
+        return rows_of(data.train.documents)
 
     def check_split(self, config: Config, data: Data[Dataset], split: Split) -> None:
         """Refuse a split without a span to learn from or to choose the epoch by."""
@@ -118,7 +118,8 @@ class TaggerFamily:
         return _Trainer(config, data, split, folder)
 
 
-def _rows(documents: Sequence[Document]) -> Rows:
+def rows_of(documents: Sequence[Document]) -> Rows:
+    """Return what decides where tweets go."""
     return Rows(
         [document.id for document in documents],
         [document.text for document in documents],
@@ -126,6 +127,15 @@ def _rows(documents: Sequence[Document]) -> Rows:
         [document.negative_kind is not None for document in documents],
         {name: [document.columns[name] for document in documents] for name in documents[0].columns},
     )
+
+
+def scored_documents(data: Data[Dataset], split: Split) -> dict[str, list[Document]]:
+    """Return what a model is scored on: what chose the epoch, the held-out fold, and the test sets."""
+    documents = data.train.documents
+    dev = list(data.dev.documents) if data.dev else [documents[row] for row in split.dev]
+    sets = {DEV: dev, HELD_OUT: [documents[row] for row in split.held_out]}
+    sets |= {name: list(dataset.documents) for name, dataset in data.tests.items()}
+    return {name: members for name, members in sets.items() if members}
 
 
 def _strata(document: Document) -> Collection[str]:
@@ -146,7 +156,7 @@ class _Trainer:
         self.train_documents = [data.train.documents[row] for row in split.train]
         self.rows_of = {"train": split.train, HELD_OUT: split.held_out, **({} if data.dev else {DEV: split.dev})}
         self.words = load_words(options, config.encoder, (document.words for document in self.train_documents))
-        self.documents = self._documents()
+        self.documents = scored_documents(data, split)
         self.cache = Workdir(config.workdir.absolute()).features
         self.uses_cache = options.freeze and isinstance(self.words.module, TransformerWords)
         if self.uses_cache:
@@ -164,14 +174,6 @@ class _Trainer:
         self.shape = shape
         self._inputs: dict[str, Inputs] = {}
 
-    def _documents(self) -> dict[str, list[Document]]:
-        """Return what the model is scored on: what chose the epoch, the held-out fold, and the test sets."""
-        documents, split = self.data.train.documents, self.split
-        dev = list(self.data.dev.documents) if self.data.dev else [documents[row] for row in split.dev]
-        sets = {DEV: dev, HELD_OUT: [documents[row] for row in split.held_out]}
-        sets |= {name: list(dataset.documents) for name, dataset in self.data.tests.items()}
-        return {name: members for name, members in sets.items() if members}
-
     @property
     def is_main(self) -> bool:
         """Whether this is the process that writes."""
@@ -184,7 +186,7 @@ class _Trainer:
 
     def rows(self, name: str) -> Rows:
         """Return the tweets of a set, or those that are trained on."""
-        return _rows(self.train_documents if name == "train" else self.documents[name])
+        return rows_of(self.train_documents if name == "train" else self.documents[name])
 
     def train(self, signals: StopRequest | None, show: ShowProgress) -> dict[str, Any]:
         """Train, or take the tagger that was trained before; return what is to be said of it."""
