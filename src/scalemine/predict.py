@@ -116,13 +116,20 @@ class ShardPredictor:
     """The worker that predicts a shard; each distinct text is read once."""
 
     def __init__(
-        self, load: Callable[[], Predictor], files: Predictions, *, only_positive: bool, time: str | None, threads: int
+        self,
+        load: Callable[[], Predictor],
+        files: Predictions,
+        *,
+        keep: Sequence[str],
+        only_positive: bool,
+        time: str | None,
+        threads: int,
     ) -> None:
         import torch
 
         torch.set_num_threads(threads)
         self._predictor, self._files = load(), files
-        self._only_positive, self._time = only_positive, time
+        self._keep, self._only_positive, self._time = keep, only_positive, time
         # A worker goes through two shards at a time; tokenisers cannot be used by two threads.
         self._alone = threading.Lock()
 
@@ -153,7 +160,7 @@ class ShardPredictor:
         )
 
     def _as_table(self, table: pa.Table, found: Found, source_N: NDArray[np.int64]) -> pa.Table:
-        kept = {name: table[name] for name in ("id", *self._files.corpus.columns[2:])}
+        kept = {name: table[name] for name in ("id", *self._keep)}
         thresholds = dict(zip(self._predictor.names, self._predictor.thresholds, strict=True))
         made = pa.table({**kept, **found.columns(source_N)})
         made = made.replace_schema_metadata({"scalemine": json.dumps({self._predictor.gives: thresholds})})
@@ -325,8 +332,8 @@ def _predict(made: Prepared, executor: Executor, show: ShowProgress) -> None:
         return
     started = time.monotonic()
     worker = partial(
-        ShardPredictor, _loader(wanted), made.files, only_positive=wanted.only_positive, time=wanted.time,
-        threads=threads_of_worker(wanted.compute),
+        ShardPredictor, _loader(wanted), made.files, keep=wanted.tweets.keep, only_positive=wanted.only_positive,
+        time=wanted.time, threads=threads_of_worker(wanted.compute),
     )  # fmt: skip
 
     def count(outcome: Outcome[ShardJob, None]) -> None:

@@ -266,7 +266,8 @@ class Follower:
         if path.suffix.lower() == PARQUET:
             return self._read_parquet(name, path, now, most)
         read = self._read_row if path.suffix.lower() in TABLE_ENDINGS else self._read_json
-        source, batch = _source(name, path), []
+        batch: list[Record | Reject] = []
+        source = _source(name, path)
         with path.open("rb") as file:
             if now[0] < place["offset"] or _head(file, place.get("head", [0, 0])[0]) != place.get("head", [0, 0]):
                 logger.warning(
@@ -327,7 +328,8 @@ class Follower:
     ) -> tuple[list[str] | Reject | None, bytes]:
         """Return the next row that is whole, or what is wrong with its line; None: there is none yet; and its bytes."""
         csv.field_size_limit(max(csv.field_size_limit(), self.config.max_record_bytes))
-        raw, after_first, reason = b"", {}, UNCLOSED_QUOTE
+        raw, reason = b"", UNCLOSED_QUOTE
+        after_first: dict[str, Any] = {}
         for _ in range(_ROW_LINES):
             line = self._next_line(file, place)
             if line is None or isinstance(line, Reject):

@@ -195,16 +195,12 @@ def probabilities(model: Any, vectors_MD: Matrix) -> FloatArray:  # noqa: ANN401
 
 def _probabilities_of_words(model: Any, vectors_MD: Matrix) -> FloatArray:  # noqa: ANN401
     """Return what ``predict_proba`` does, of a calibrated kernel machine on sparse rows many times as fast."""
-    parts = getattr(model, "calibrated_classifiers_", ())
+    parts = getattr(model, "calibrated_classifiers_", [])
     machine = parts[0].estimator if len(parts) == 1 else None
     if not (isinstance(machine, SVC) and machine.kernel == "rbf" and issparse(vectors_MD)):
         return np.asarray(model.predict_proba(vectors_MD)[:, 1], np.float32)
-    margins_M = np.concatenate(
-        [
-            _rbf_margins(machine, vectors_MD[start : start + _RBF_ROWS])
-            for start in range(0, vectors_MD.shape[0], _RBF_ROWS)
-        ]
-    )
+    starts = range(0, vectors_MD.shape[0], _RBF_ROWS)
+    margins_M = np.concatenate([_rbf_margins(machine, vectors_MD[start : start + _RBF_ROWS]) for start in starts])
     return np.asarray(parts[0].calibrators[0].predict(margins_M), np.float32)
 
 
