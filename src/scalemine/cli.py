@@ -63,6 +63,24 @@ DryRun = Annotated[
 ]
 Redo = Annotated[bool, typer.Option("--redo", help="discard what another configuration left in the workdir")]
 
+OptText = Annotated[
+    str | None, typer.Option("--text", help="column of the text; found by its usual names if not given")
+]
+MinProbability = Annotated[
+    float | None, typer.Option(help="instead of the model's thresholds; spans less probable are left out")
+]
+
+
+class Precision(StrEnum):
+    """In which a fine-tuned classifier computes."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    auto = "auto"
+
+
+OptPrecision = Annotated[Precision, typer.Option("--precision", help="of a fine-tuned classifier; auto: the fastest")]
 
 # What the command line calls the keys of corpus.
 _IMPORT_NAMES = {"uri": "SRC", "text": "--text", "id": "--id", "keep": "--keep", "rows_per_shard": "--rows-per-shard"}
@@ -749,6 +767,101 @@ def evaluate(
         return
     scores = evaluate_tagger(model, sets, num_bootstrap=bootstrap)
     _print_scores(scores, scores, as_json)
+
+
+@app.command()
+def predict(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="folder of a trained model, or of its run")],
+    corpus: Annotated[
+        list[str], typer.Argument(metavar="CORPUS…", help="files, globs, folders, bucket URIs; or an imported folder")
+    ],
+    to: Annotated[Path, typer.Option("--to", metavar="OUT", help="folder of everything that is written")],
+    executor: OptExecutor = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Ray actors; with --executor ray")] = None,
+    min_probability: MinProbability = None,
+    only_positive: Annotated[bool, typer.Option("--only-positive", help="only tweets with a label or span")] = False,
+    text: OptText = None,
+    id_: Annotated[list[str] | None, typer.Option("--id", help="column of the identifier, as in import")] = None,
+    keep: Annotated[list[str] | None, typer.Option(help="a further column to carry along; repeatable")] = None,
+    time_: Annotated[
+        str | None, typer.Option("--time", metavar="COLUMN", help="time of a tweet: counts by day")
+    ] = None,
+    precision: OptPrecision = Precision.float32,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="a.b=c", help="a key of corpus or compute; repeatable")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="say what would be done; write nothing")] = False,
+    redo: Annotated[bool, typer.Option("--redo", help="discard what another model or setting left in OUT")] = False,
+) -> None:
+    """Predict a whole corpus with a trained model: labels or spans of every tweet; goes on where it was stopped."""
+    from rich.console import Console
+
+    from scalemine.config import InputError, config_of
+    from scalemine.executor import StopSignals, make_executor
+    from scalemine.lease import hold_workdir
+    from scalemine.predict import Wanted, check_predict, run_predict
+    from scalemine.report.predictions import print_predictions
+
+    for one in overrides or ():
+        if not one.startswith(("corpus.", "compute.")):
+            raise InputError(f"--set {one}: predict reads keys of corpus and compute alone")
+    with _options_named():
+        ids = None if id_ is None else tuple(filter(None, id_))
+        values: dict[str, Any] = {
+            "workdir": str(to),
+            "corpus": {"uri": tuple(corpus), "text": text, "id": ids, "keep": tuple(keep or ())},
+            "compute": {"executor": executor.value if executor else "inline", "workers": workers or 1},
+        }
+        config = config_of(values, overrides, "predict")
+        wanted = Wanted(
+            model, to, config.corpus, config.compute, min_probability, only_positive, time_, precision.value
+        )
+        if dry_run:
+            for line in check_predict(wanted):
+                print(line)
+            return
+        with (
+            hold_workdir(to),
+            StopSignals() as signals,
+            make_executor(config.compute, signals=signals, wants_gpu=True) as where,
+        ):
+            summary, manifest = run_predict(wanted, where, signals, redo=redo, show=_show)
+    print_predictions(Console(), summary, manifest)
+    print(
+        f"predictions: {to / 'predictions'}; page: {to / 'report.html'}; rejects: {to / 'corpus' / 'rejects.parquet'}"
+    )
+
+
+@app.command()
+def watch(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="folder of a trained model, or of its run")],
+    folder: Annotated[
+        str, typer.Argument(metavar="[FOLDER|-]", help="of growing or new files; -: JSON lines from standard input")
+    ] = "-",
+    to: Annotated[
+        Path | None,
+        typer.Option("--to", metavar="OUT.jsonl", help="file to write; of a folder, it goes on after a restart"),
+    ] = None,
+    text: OptText = None,
+    id_: Annotated[str | None, typer.Option("--id", help="column of the identifier; found by its usual names")] = None,
+    min_probability: MinProbability = None,
+    precision: OptPrecision = Precision.float32,
+    once: Annotated[bool, typer.Option("--once", help="end when nothing more is there")] = False,
+) -> None:
+    """Predict tweets as they come: a line of JSON for each; ends with 0 at the end of input, Ctrl-C or SIGTERM."""
+    from scalemine.executor import StopSignals
+    from scalemine.training.predictions import load_predictor
+    from scalemine.watch import Watched, run_watch
+
+    with _options_named(), StopSignals() as signals:
+        watched = Watched(model, folder, to, text, id_, min_probability, precision.value)
+        predictor = load_predictor(model, min_probability=min_probability, precision=precision.value)
+        try:
+            tally = run_watch(watched, predictor, signals, once=once)
+        except BrokenPipeError:  # who read it has gone; nothing may be written at the end, either
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
+    print(f"{tally.tweets:,} tweets, {tally.bad:,} bad lines", file=sys.stderr)
 
 
 @app.command()

@@ -1175,14 +1175,23 @@ def load_config(path: Path, overrides: list[str] | None = None, *, needs: Sequen
         raise InputError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise InputError(f"{path}: expected sections such as 'corpus:' and 'positives:', got {type(values).__name__}")
-    for override in overrides or []:
-        _apply_override(values, override)
-    config = check_values(values, str(path))
+    config = config_of(values, overrides, str(path))
     for section in needs:
         if not getattr(config, section).uri:
             key = f"{section}.uri" if values.get(section) else section
             raise InputError(f"{path}: {key}: missing; it has no default and must be given")
     return config
+
+
+def config_of(values: dict[str, Any], overrides: Sequence[str] | None, source: str) -> Config:
+    """Return the configuration of nested values, which are changed, with overrides laid over them.
+
+    Raises:
+        InputError: A key or value is not one that is known.
+    """
+    for override in overrides or []:
+        _apply_override(values, override)
+    return check_values(values, source)
 
 
 def check_values(values: Mapping[str, Any], source: str) -> Config:

@@ -32,7 +32,7 @@ from scalemine.mining import anchors as anchors_module
 from scalemine.mining import cascade, distributions, negatives, sets
 from scalemine.mining.anchors import Anchors, Positives, check_classes, make_anchors, read_positives
 from scalemine.mining.candidates import Scored, View
-from scalemine.mining.embeddings import Similarities, encode_corpus, encoder_loader, score_corpus, write_quarantine
+from scalemine.mining.embeddings import Similarities, encode_corpus, encoder_loader, score_corpus
 from scalemine.mining.encoder import Encoder, load_encoder
 from scalemine.mining.engine_choice import Choice, candidates, choose_engine
 from scalemine.mining.engines import check_engine
@@ -45,7 +45,7 @@ from scalemine.mining.strategies import kinds
 from scalemine.mining.waves import first_shards, waves
 from scalemine.models import device_name, encoder_settings, engine_settings, find_model, model_fingerprint
 from scalemine.redaction import redact
-from scalemine.shards import Embeddings
+from scalemine.shards import Embeddings, write_quarantine
 from scalemine.store import (
     Share,
     Stage,

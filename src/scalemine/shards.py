@@ -5,6 +5,7 @@ Shapes: N tweets of a shard, D dimensions, W values of a row.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,15 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from scalemine.config import InputError
 from scalemine.corpus import Corpus, Shard
 from scalemine.executor import Executor, Outcome
 from scalemine.store import Stage, write_whole
+
+logger = logging.getLogger(__name__)
 
 OnRows = Callable[[int], None]
 
@@ -155,3 +159,81 @@ def run_shards(
         elif on_rows:
             on_rows(outcome.item.shard.num_rows)
     return failures
+
+
+def run_past_poison(
+    executor: Executor,
+    make_worker: Callable[[], Callable[[ShardJob], Any]],
+    shards: Sequence[Shard],
+    on_rows: OnRows | None,
+    on_outcome: Callable[[Outcome[ShardJob, Any]], None] | None,
+    *,
+    verb: str,
+) -> None:
+    """Run a worker on shards; rows that break it go to quarantine and the rest goes on.
+
+    Args:
+        executor: Where.
+        make_worker: Makes the worker, which leaves out the rows of ``ShardJob.skip``.
+        shards: What it is run on.
+        on_rows: Told how many rows were finished.
+        on_outcome: Told every outcome.
+        verb: What is done with a row.
+
+    Raises:
+        RuntimeError: A shard fails and no single row of it is to blame.
+    """
+    for failed, error in run_shards(executor, make_worker, [ShardJob(shard) for shard in shards], on_rows, on_outcome):
+        logger.warning("shard %s fails; looking for the row that breaks it", failed.shard.name)
+        poison = _find_poison(executor, make_worker, failed.shard)
+        if not poison:
+            raise RuntimeError(f"shard {failed.shard.name} fails, though each of its rows can be {verb}:\n{error}")
+        again = run_shards(executor, make_worker, [ShardJob(failed.shard, skip=tuple(poison))], on_rows, on_outcome)
+        if again:
+            raise RuntimeError(
+                f"shard {failed.shard.name} fails also without rows {[r for r, _ in poison]}:\n{again[0][1]}"
+            )
+
+
+# More poison than this in one shard is no matter of rows.
+MAX_POISON = 32
+
+
+def _find_poison(
+    executor: Executor, make_worker: Callable[[], Callable[[ShardJob], Any]], shard: Shard
+) -> list[tuple[int, str]]:
+    """Return the rows that break the worker, with the error of each, by halving; none if it breaks at too many."""
+    suspected: list[int] = []
+    suspects = [(0, shard.num_rows)]
+    while suspects and len(suspects) + len(suspected) <= 2 * MAX_POISON:
+        trials = [ShardJob(shard, trial=span) for span in suspects]
+        suspects = []
+        for outcome in executor.map(make_worker, trials, attempts=1):
+            if outcome.error is None:
+                continue
+            assert outcome.item.trial is not None
+            start, stop = outcome.item.trial
+            if stop - start == 1:
+                suspected.append(start)
+            else:
+                middle = (start + stop) // 2
+                suspects += [(start, middle), (middle, stop)]
+    if suspects or len(suspected) > MAX_POISON:
+        return []
+    # A worker can fail for reasons of its own: a row is to blame that fails each time it is tried.
+    singles = [ShardJob(shard, trial=(row, row + 1)) for row in suspected]
+    return sorted((o.item.trial[0], o.error) for o in executor.map(make_worker, singles) if o.error and o.item.trial)
+
+
+def write_quarantine(files: ShardStage, path: Path) -> int:
+    """Write the rows in quarantine, over all shards; return how many there are."""
+    rows = [
+        {"shard": shard.name, **row}
+        for shard in files.corpus.shards
+        for row in (files.facts(shard) or {}).get("quarantined", [])
+    ]
+    if rows:
+        schema = pa.schema([("shard", pa.string()), ("row", pa.int64()), ("id", pa.string()), ("error", pa.string())])
+        with write_whole(path) as temporary:
+            pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
+    return len(rows)

@@ -411,22 +411,27 @@ def _read_json(source: Source, config: CorpusConfig) -> Iterator[Record | Reject
         if not whole:
             yield Reject(number, LONG_RECORD, _excerpt(line))
             continue
-        if not line or line.isspace():
-            continue
-        value = _parse_json(line)
-        if not isinstance(value, dict):
-            yield Reject(number, _json_fault(line, value, number), _excerpt(line))
-            continue
-        tweets = _unwrap(value, config)
-        for position, tweet in enumerate(tweets, start=1):
-            fields = _json_fields(tweet, value, config) if isinstance(tweet, dict) else _Fields(None, (), ())
-            if any(isinstance(part, float) for part in fields.ids):
-                # orjson reads a whole number beyond 64 bits as a float.
-                exact = _parse_leniently(line)
-                if isinstance(exact, dict):
-                    fields = _json_fields(_unwrap(exact, config)[position - 1], exact, config)
-            place = f".{position}" if len(tweets) > 1 else ""
-            yield _make_record(source, config, number, fields, raw=line, place=place)
+        yield from read_json_line(source, config, number, line)
+
+
+def read_json_line(source: Source, config: CorpusConfig, number: int, line: bytes) -> Iterator[Record | Reject]:
+    """Yield the tweets of one line of JSON: none, if it is blank, and often one."""
+    if not line or line.isspace():
+        return
+    value = _parse_json(line)
+    if not isinstance(value, dict):
+        yield Reject(number, _json_fault(line, value, number), _excerpt(line))
+        return
+    tweets = _unwrap(value, config)
+    for position, tweet in enumerate(tweets, start=1):
+        fields = _json_fields(tweet, value, config) if isinstance(tweet, dict) else _Fields(None, (), ())
+        if any(isinstance(part, float) for part in fields.ids):
+            # orjson reads a whole number beyond 64 bits as a float.
+            exact = _parse_leniently(line)
+            if isinstance(exact, dict):
+                fields = _json_fields(_unwrap(exact, config)[position - 1], exact, config)
+        place = f".{position}" if len(tweets) > 1 else ""
+        yield _make_record(source, config, number, fields, raw=line, place=place)
 
 
 def _parse_json(line: bytes) -> Json:
@@ -553,6 +558,20 @@ def _choose_columns(source: Source, config: CorpusConfig, names: list[str]) -> _
     if absent:
         log.warning("%s: no column %s (corpus.keep); null is kept", source.uri, ", ".join(absent))
     return _Columns(text, ids, tuple(name if name in names else None for name in config.keep))
+
+
+def read_table_row(
+    source: Source, config: CorpusConfig, header: list[str], row: list[str], line: int, raw: bytes
+) -> Record | Reject:
+    """Return the tweet of one row of a table with these columns.
+
+    Raises:
+        InputError: The text or an id column is not among them.
+    """
+    if len(row) != len(header):
+        return Reject(line, BROKEN_CSV, _excerpt(raw))
+    fields = _choose_columns(source, config, header).fields(dict(zip(header, row, strict=True)))
+    return _make_record(source, config, line, fields, raw=raw)
 
 
 def _name_list(names: Sequence[str]) -> str:

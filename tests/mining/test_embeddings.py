@@ -21,11 +21,10 @@ from scalemine.mining.embeddings import (
     encoder_loader,
     score,
     score_corpus,
-    write_quarantine,
 )
 from scalemine.mining.sampling import row_keys
 from scalemine.mining.similarity import anchor_grid, similarities
-from scalemine.shards import Embeddings
+from scalemine.shards import Embeddings, _find_poison, write_quarantine
 
 DIM = oracles.FakeEncoder.dim
 # Copies of texts, some with other spaces around them.
@@ -189,7 +188,7 @@ def test_find_poison_finds_two_rows_and_no_other(tmp_path, notes):
     corpus = oracles.make_corpus(tmp_path, IDS[:13], texts, 100)
     load = partial(oracles.FakeEncoder, notes, poison=("tweet 4", "tweet 12"))
     worker = partial(ShardEncoder, load, corpus, None, None)
-    found = module._find_poison(InlineExecutor(), worker, corpus.shards[0])
+    found = _find_poison(InlineExecutor(), worker, corpus.shards[0])
     assert [row for row, _ in found] == [4, 12]
     assert "'tweet 4'" in found[0][1]
     assert "'tweet 12'" in found[1][1]

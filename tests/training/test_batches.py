@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scalemine.training import batches as module
-from scalemine.training.batches import prediction_batches, to_device
+from scalemine.training.batches import even_batches, prediction_batches, to_device
 
 
 def training_batches(*args, **how):
@@ -117,3 +117,18 @@ def test_batches_go_to_a_device():
     moved = to_device(batch, torch.device("meta"))
     assert {name: (tensor.device.type, tensor.shape) for name, tensor in moved.items()} == {"mask_BL": ("meta", (1, 2))}
     assert batch["mask_BL"].device.type == "cpu"
+
+
+# --- Batches that nobody's company changes
+
+
+@given(costs_of_rows, st.integers(1, 600))
+def test_even_batches_have_one_length_and_each_row_once(costs, budget):
+    found = list(even_batches(costs, budget))
+    assert sorted(row for rows, count in found for row in rows[:count]) == list(range(len(costs)))
+    for rows, count in found:
+        [length] = {costs[row] for row in rows}
+        assert count == 1 or count * length <= budget
+        # Copies of its own rows, in turn, up to what kernels want.
+        assert len(rows) == max(count, 8, -(-256 // length))
+        assert rows == [rows[place % count] for place in range(len(rows))]

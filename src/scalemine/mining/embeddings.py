@@ -5,7 +5,6 @@ Shapes: N tweets of a shard, K classes, D dimensions.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 import threading
@@ -14,11 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
@@ -36,12 +33,10 @@ from scalemine.shards import (
     ShardJob,
     matrix,
     matrix_column,
+    run_past_poison,
     run_shards,
 )
-from scalemine.store import write_whole
 from scalemine.throughput import Effort, Work
-
-logger = logging.getLogger(__name__)
 
 # What a manifest says of how a shard was encoded; the similarities keep it, also when the embeddings are not kept.
 ENCODED_FACTS = ("distinct", "tokens", "cut", "max_length", "precision", "device", "engine", "quarantined")
@@ -211,49 +206,9 @@ def encode_corpus(
             work.add(outcome.item.shard.num_rows, outcome.result)
 
     worker = partial(ShardEncoder, load, corpus, embeddings, scoring, measure_peak)
-    jobs = [ShardJob(shard) for shard in files.missing()]
-    for failed, error in run_shards(executor, worker, jobs, on_rows, count):
-        logger.warning("shard %s fails; looking for the row that breaks it", failed.shard.name)
-        poison = _find_poison(executor, worker, failed.shard)
-        if not poison:
-            raise RuntimeError(f"shard {failed.shard.name} fails, though each of its rows can be encoded:\n{error}")
-        again = run_shards(executor, worker, [ShardJob(failed.shard, skip=tuple(poison))], on_rows, count)
-        if again:
-            raise RuntimeError(
-                f"shard {failed.shard.name} fails also without rows {[r for r, _ in poison]}:\n{again[0][1]}"
-            )
+    run_past_poison(executor, worker, files.missing(), on_rows, count, verb="encoded")
     work.seconds = time.monotonic() - started
     return work
-
-
-# More poison than this in one shard is no matter of rows.
-MAX_POISON = 32
-
-
-def _find_poison(
-    executor: Executor, make_worker: Callable[[], Callable[[ShardJob], Any]], shard: Shard
-) -> list[tuple[int, str]]:
-    """Return the rows that break the worker, with the error of each, by halving; none if it breaks at too many."""
-    suspected: list[int] = []
-    suspects = [(0, shard.num_rows)]
-    while suspects and len(suspects) + len(suspected) <= 2 * MAX_POISON:
-        trials = [ShardJob(shard, trial=span) for span in suspects]
-        suspects = []
-        for outcome in executor.map(make_worker, trials, attempts=1):
-            if outcome.error is None:
-                continue
-            assert outcome.item.trial is not None
-            start, stop = outcome.item.trial
-            if stop - start == 1:
-                suspected.append(start)
-            else:
-                middle = (start + stop) // 2
-                suspects += [(start, middle), (middle, stop)]
-    if suspects or len(suspected) > MAX_POISON:
-        return []
-    # A worker can fail for reasons of its own: a row is to blame that fails each time it is tried.
-    singles = [ShardJob(shard, trial=(row, row + 1)) for row in suspected]
-    return sorted((o.item.trial[0], o.error) for o in executor.map(make_worker, singles) if o.error and o.item.trial)
 
 
 def score_corpus(
@@ -284,20 +239,6 @@ def score_corpus(
     failures = run_shards(executor, worker, [ShardJob(shard) for shard in missing], None)
     if failures:
         raise RuntimeError(f"shard {failures[0][0].shard.name} cannot be scored:\n{failures[0][1]}")
-
-
-def write_quarantine(files: ShardFiles, path: Path) -> int:
-    """Write the rows in quarantine, over all shards; return how many there are."""
-    rows = [
-        {"shard": shard.name, **row}
-        for shard in files.corpus.shards
-        for row in (files.facts(shard) or {}).get("quarantined", [])
-    ]
-    if rows:
-        schema = pa.schema([("shard", pa.string()), ("row", pa.int64()), ("id", pa.string()), ("error", pa.string())])
-        with write_whole(path) as temporary:
-            pq.write_table(pa.Table.from_pylist(rows, schema=schema), temporary)
-    return len(rows)
 
 
 def encoder_loader(config: EncoderConfig, *, precision: str, threads: int) -> LoadEncoder:

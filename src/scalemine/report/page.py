@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from scalemine.report import comparison as comparisons
-from scalemine.report import plots, tables
+from scalemine.report import plots, predictions, tables
 from scalemine.report.tables import Findings, Table
 from scalemine.store import Json, Workdir, read_json, write_whole
 
@@ -134,6 +134,13 @@ def write_report(workdir: Workdir) -> Path:
 def write_comparison_page(comparison: Json, path: Path) -> None:
     """Write the page of a comparison alone, for a work directory without a report."""
     html = _environment().get_template("comparison.html.jinja").render(comparison=_compared(comparison, "s0"))
+    with write_whole(path) as temporary:
+        temporary.write_text(html, encoding="utf-8", newline="\n")
+
+
+def write_predictions_page(summary: Json, manifest: Json, path: Path) -> None:
+    """Write the page of the predictions of a corpus."""
+    html = _environment().get_template("predictions.html.jinja").render(**predictions.shown(summary, manifest))
     with write_whole(path) as temporary:
         temporary.write_text(html, encoding="utf-8", newline="\n")
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,10 +16,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from scalemine.models import length_batches
+
 Batch = dict[str, Tensor]
 
 # Padded tokens of one batch where nothing is learnt, by the device's type.
 BATCH_TOKENS = defaultdict(lambda: 4_096, cuda=32_768)
+# Of a batch of one length; see even_batches.
+_LEAST_ROWS, _LEAST_TOKENS = 8, 256
 
 
 def pad(rows: Sequence[Sequence[int]], value: int) -> Tensor:
@@ -66,6 +70,17 @@ def prediction_batches(costs: Sequence[int] | NDArray[np.integer[Any]], budget: 
 def _is_over(last: int, lengths: NDArray[np.int64], start: int, budget: int) -> bool:
     """Return whether rows of ascending length, from the first to the last of a batch, are too many padded tokens."""
     return bool((last - start + 1) * lengths[last] > budget)
+
+
+def even_batches(costs: Sequence[int] | NDArray[np.integer[Any]], budget: int) -> Iterator[tuple[list[int], int]]:
+    """Yield batches of rows of one length, shortest first, each with how many of its rows count.
+
+    Nothing is filled up, and small batches are topped up with copies of their rows, which do not count: what a model
+    makes of a row then has the same bits whatever else is there. Kernels for few rows or tokens round otherwise.
+    """
+    for rows in length_batches([max(1, int(cost)) for cost in costs], budget):
+        least = max(_LEAST_ROWS, -(-_LEAST_TOKENS // max(1, int(costs[rows[0]]))))
+        yield (rows * -(-least // len(rows)))[: max(least, len(rows))], len(rows)
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> Batch:

@@ -60,7 +60,7 @@ def kind_of(folder: str | Path) -> str:
     Raises:
         InputError: There is none.
     """
-    for path in (Path(folder), Path(folder) / "model"):
+    for path in _places(folder):
         if (path / OTHERS).exists():
             info = read_json(path / OTHERS)
             return str(info.get("kind")) if isinstance(info, dict) else "damaged"
@@ -69,3 +69,17 @@ def kind_of(folder: str | Path) -> str:
             is_tagger = isinstance(info, dict) and info.get("scalemine") == "tagger"
             return "tagger" if is_tagger else "classifier"
     raise InputError(f"{folder}: no model here; expected one that scalemine train wrote, such as WORKDIR/runs/NAME")
+
+
+def folder_of(folder: str | Path) -> Path:
+    """Return the folder that holds a model's files: the one given, or that of the run that wrote it.
+
+    Raises:
+        InputError: There is none.
+    """
+    kind_of(folder)
+    return next(path for path in _places(folder) if (path / OTHERS).exists() or (path / FINE_TUNED).exists())
+
+
+def _places(folder: str | Path) -> tuple[Path, Path]:
+    return Path(folder), Path(folder) / "model"

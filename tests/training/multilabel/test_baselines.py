@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import sparse
 from scipy.sparse import csr_matrix
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
@@ -13,6 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC
 
 from scalemine.config import BASELINES, BaselineConfig, InputError
+from scalemine.training.multilabel import baselines as module
 from scalemine.training.multilabel.baselines import fit_predict, settled
 
 QUICK = BaselineConfig(trees=20, bags=30, iterations=15, k=15, hidden=(16, 8), epochs=60)
@@ -271,3 +273,21 @@ def test_wrong_input_is_refused(data):
             fit(name, (broken, targets, others, test))
     with pytest.raises(ValueError, match="trees"):
         BaselineConfig(trees=0)
+
+
+def test_a_kernel_machine_on_sparse_rows_is_that_of_scikit_learn(monkeypatch):
+    rng = np.random.default_rng(0)
+    learnt_ND, rows_MD = (sparse.random(n, 40, 0.1, "csr", np.float32, random_state=rng) for n in (120, 90))
+    targets_NC = (np.asarray(learnt_ND.sum(1)) > np.median(np.asarray(learnt_ND.sum(1)))).astype(np.int8)
+    kept = {}
+    module.fit_predict(
+        "svm", BaselineConfig(features="tfidf"), learnt_ND, targets_NC, np.ones(120), {}, seed=1, jobs=1,
+        keep=lambda label, model: kept.update({label: model}),
+    )  # fmt: skip
+    monkeypatch.setattr(module, "_RBF_ROWS", 32)
+    scores_M = module.probabilities(kept[0], rows_MD)
+    assert np.allclose(scores_M, kept[0].predict_proba(rows_MD)[:, 1], rtol=0, atol=1e-7)
+    assert scores_M.std() > 0.1
+    # A row's score has the same bits in any company.
+    alone_M = np.concatenate([module.probabilities(kept[0], rows_MD[row]) for row in range(90)])
+    assert np.array_equal(scores_M, alone_M)

@@ -52,6 +52,8 @@ _BAG_SHARE = 0.2
 _LEVELS = 64
 # Of mlp: some hundred tweets take more than a few steps by it.
 _BATCH_SIZE = 64
+# Rows whose kernel with all support vectors is held at a time.
+_RBF_ROWS = 512
 # Rows that are scored at a time: a kernel's or a neighbour's matrix is this by the rows that were learnt from.
 _SCORED_ROWS = 4_096
 
@@ -200,8 +202,33 @@ def probabilities(model: Any, vectors_MD: Matrix) -> FloatArray:  # noqa: ANN401
     if not isinstance(model, float):
         for start in range(0, len(scores_M), _SCORED_ROWS):
             part = slice(start, start + _SCORED_ROWS)
-            scores_M[part] = model.predict_proba(vectors_MD[part])[:, 1]
+            scores_M[part] = _probabilities_of_words(model, vectors_MD[part])
     return scores_M
+
+
+def _probabilities_of_words(model: Any, vectors_MD: Matrix) -> FloatArray:  # noqa: ANN401
+    """Return what ``predict_proba`` does, of a calibrated kernel machine on sparse rows many times as fast."""
+    parts = getattr(model, "calibrated_classifiers_", [])
+    machine = parts[0].estimator if len(parts) == 1 else None
+    if not (isinstance(machine, SVC) and machine.kernel == "rbf" and issparse(vectors_MD)):
+        return np.asarray(model.predict_proba(vectors_MD)[:, 1], np.float32)
+    starts = range(0, vectors_MD.shape[0], _RBF_ROWS)
+    margins_M = np.concatenate([_rbf_margins(machine, vectors_MD[start : start + _RBF_ROWS]) for start in starts])
+    return np.asarray(parts[0].calibrators[0].predict(margins_M), np.float32)
+
+
+def _rbf_margins(machine: SVC, vectors_MD: Any) -> NDArray[np.float64]:  # noqa: ANN401  sparse rows
+    """Return the decision function of a machine with RBF kernel ``(M,)``; libsvm merges row with row, one by one."""
+    rows_MD, support_SD = vectors_MD.astype(np.float64), machine.support_vectors_
+    # exp(-gamma |x - v|²) = exp(-gamma |x|² - gamma |v|² + 2 gamma x·v)
+    kernel_MS = np.asarray((rows_MD @ support_SD.T).toarray())
+    kernel_MS *= 2 * machine._gamma
+    kernel_MS -= machine._gamma * np.asarray(support_SD.multiply(support_SD).sum(1)).ravel()
+    kernel_MS -= machine._gamma * np.asarray(rows_MD.multiply(rows_MD).sum(1)).reshape(-1, 1)
+    np.exp(kernel_MS, out=kernel_MS)
+    kernel_MS *= machine.dual_coef_.toarray().ravel()
+    # Row by row: a product of matrices rounds a row by how many there are.
+    return np.asarray(kernel_MS.sum(1) + machine.intercept_[0])
 
 
 class NearestTweets:

@@ -43,7 +43,7 @@ from scalemine.models import (
 )
 from scalemine.store import read_json, write_json, write_whole
 from scalemine.text import normaliser
-from scalemine.training.batches import BATCH_TOKENS, Batch, pad, prediction_batches, to_device
+from scalemine.training.batches import BATCH_TOKENS, Batch, even_batches, pad, to_device
 
 logger = logging.getLogger(__name__)
 
@@ -137,20 +137,30 @@ class Classifier(ModelHubMixin):  # type: ignore[misc]
         self.model.to(device)
         return self
 
-    @torch.inference_mode()
     def scores(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
         """Return the probabilities of the labels ``(N, C)``, each in [0, 1]; texts that are cut give a warning.
+
+        Those of a text are the same, to the last bit, whatever the other texts.
 
         Raises:
             ValueError: ``texts`` is one text rather than several.
         """
         if isinstance(texts, str):
             raise ValueError("expected several texts, got one; give [text]")
+        return self.scores_of_normalised([self.normalise(text) for text in texts])
+
+    def normalise(self, text: str) -> str:
+        """Return a text as the model reads it."""
+        return self._normalise(text)
+
+    @torch.inference_mode()
+    def scores_of_normalised(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        """Return what ``scores`` does, of texts that are normalised."""
         scores_NC = np.empty((len(texts), len(self.labels)), np.float32)
         num_cut = 0
         for start in range(0, len(texts), _TOKENISED_TEXTS):
             part = slice(start, start + _TOKENISED_TEXTS)
-            tokens, cut = self._tokens([self._normalise(text) for text in texts[part]])
+            tokens, cut = self._tokens(list(texts[part]))
             scores_NC[part] = self._scores_of(tokens)
             num_cut += cut
         if num_cut:
@@ -165,9 +175,9 @@ class Classifier(ModelHubMixin):  # type: ignore[misc]
         lengths = list(map(len, tokens["input_ids"]))
         scores_NC = np.empty((len(lengths), self.model.config.num_labels), np.float32)
         device = next(self.model.parameters()).device
-        for rows in prediction_batches(lengths, BATCH_TOKENS[device.type]):
+        for rows, count in even_batches(lengths, BATCH_TOKENS[device.type]):
             logits_BC = self.model(**to_device(self._collate(tokens, rows), device)).logits
-            scores_NC[rows] = torch.sigmoid(logits_BC.float()).cpu().numpy()
+            scores_NC[rows[:count]] = torch.sigmoid(logits_BC[:count].float()).cpu().numpy()
         return scores_NC
 
     def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:

@@ -164,11 +164,19 @@ class TextModel:
         """
         if isinstance(texts, str):
             raise ValueError("expected several texts, got one; give [text]")
+        return self.scores_of_normalised([self.normalise(text) for text in texts])
+
+    def normalise(self, text: str) -> str:
+        """Return a text as the model reads it."""
+        return self._normalise(text)
+
+    def scores_of_normalised(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return what ``predict`` does, of texts that are normalised."""
         scores_NC = np.empty((len(texts), len(self.labels)), np.float32)
         with threadpool_limits(1):  # sums over a varying number of threads round differently
             for start in range(0, len(texts), _TEXTS):
                 part = slice(start, start + _TEXTS)
-                vectors_ND = self._features.transform([self._normalise(text) for text in texts[part]])
+                vectors_ND = self._features.transform(texts[part])
                 for label, model in enumerate(self._models):
                     scores_NC[part, label] = probabilities(model, vectors_ND)
         return in_order(self._calibration.apply(logits_of(scores_NC)), self._nesting)

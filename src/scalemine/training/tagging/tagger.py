@@ -33,7 +33,7 @@ from scalemine.models import (
     precision_name,
 )
 from scalemine.store import FILE_MODE, read_json, write_json, write_whole
-from scalemine.training.batches import BATCH_TOKENS, prediction_batches, to_device
+from scalemine.training.batches import BATCH_TOKENS, even_batches, prediction_batches, to_device
 from scalemine.training.tagging.encoders import WordEncoder, load_transformer
 from scalemine.training.tagging.labels import spans_of_tags, word_offsets
 from scalemine.training.tagging.network import Shape, StaticWords, TaggerNetwork, TransformerWords
@@ -94,6 +94,8 @@ class Tagger(ModelHubMixin):  # type: ignore[misc]
     def tag(self, texts: Sequence[str]) -> list[list[TaggedSpan]]:
         """Return the spans of some texts, in order of their place; those longer than is read give a warning.
 
+        A text's spans are the same, to the last bit of their confidence, whatever the other texts.
+
         Raises:
             ValueError: ``texts`` is one text rather than several.
         """
@@ -106,10 +108,10 @@ class Tagger(ModelHubMixin):  # type: ignore[misc]
             logger.warning("%d texts are longer than the tagger reads; beyond that no span is found", cut)
         found: list[list[TaggedSpan]] = [[] for _ in texts]
         device = self._device()
-        for rows in prediction_batches(inputs.costs, BATCH_TOKENS[device.type]):
+        for rows, count in even_batches(inputs.costs, BATCH_TOKENS[device.type]):
             batch = to_device(inputs.collate(rows, self.words.pad_id), device)
             tags_BL, confidences = self.network.decode_spans(batch, spans_of_tags)
-            for row, path, of_row in zip(rows, tags_BL.tolist(), confidences, strict=True):
+            for row, path, of_row in zip(rows[:count], tags_BL[:count].tolist(), confidences[:count], strict=True):
                 text, places = texts[filled[row]], offsets[filled[row]]
                 names = [self.network.tags[tag] for tag in path[: inputs.num_words[row]]]
                 for span, confidence in zip(spans_of_tags(names), of_row, strict=True):
