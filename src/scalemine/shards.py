@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from scalemine.config import InputError
+from scalemine import bucket
+from scalemine.config import InputError, RunError
 from scalemine.corpus import Corpus, Shard
 from scalemine.executor import Executor, Outcome
 from scalemine.store import Stage, write_whole
@@ -101,7 +102,7 @@ def read_arrow(path: Path) -> pa.Table:
         InputError: The file is damaged; of its values, which have no checksum, that is not seen.
     """
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table = pa.ipc.open_file(pa.memory_map(str(bucket.local(path)))).read_all()
         table.validate()
     except (OSError, ValueError, pa.ArrowException) as error:
         said = " ".join(str(error).split())[:120]
@@ -145,13 +146,20 @@ def run_shards(
     on_rows: OnRows | None,
     on_outcome: Callable[[Outcome[ShardJob, Any]], None] | None = None,
 ) -> list[tuple[ShardJob, str]]:
-    """Run jobs; return those that failed, with the traceback."""
+    """Run jobs; return those that failed, with the traceback.
+
+    Raises:
+        RunError: What a worker wanted to read or write did not come from a bucket, or get there.
+    """
     failures = []
     for outcome in executor.map(make_worker, jobs):
         if on_outcome:
             on_outcome(outcome)
         if outcome.error is not None:
+            if said := bucket.failure_in(outcome.error):
+                raise RunError(said)
             failures.append((outcome.item, outcome.error))
         elif on_rows:
             on_rows(outcome.item.shard.num_rows)
+    bucket.refresh()
     return failures
