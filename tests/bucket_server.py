@@ -1,4 +1,4 @@
-"""A store that speaks as S3 does, in a thread of this process: what was asked of it is noted, and it can be made to fail."""
+"""A store that speaks as S3 does, in a thread of this process: it notes what is asked of it, and fails if told to."""
 
 from __future__ import annotations
 
@@ -64,9 +64,7 @@ class Store:
 
     def objects(self, prefix: str = "") -> dict[str, bytes]:
         """Return the content of every object that is no note, by its key."""
-        from moto.backends import get_backend
-
-        bucket = get_backend("s3")["123456789012"]["aws"].buckets[BUCKET]
+        bucket = self._backend.buckets[BUCKET]
         return {
             key: found.value
             for key, found in bucket.keys.items()
@@ -74,12 +72,16 @@ class Store:
         }
 
     def delete(self, key: str) -> None:
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/{BUCKET}/{key}", method="DELETE")
-        urllib.request.urlopen(request)  # noqa: S310
+        self._backend.delete_object(BUCKET, key)
 
     def put(self, key: str, content: bytes) -> None:
-        request = urllib.request.Request(f"http://127.0.0.1:{self.port}/{BUCKET}/{key}", content, method="PUT")
-        urllib.request.urlopen(request)  # noqa: S310
+        self._backend.put_object(BUCKET, key, content)
+
+    @property
+    def _backend(self) -> Any:
+        from moto.backends import get_backend
+
+        return get_backend("s3")["123456789012"]["aws"]
 
 
 @contextlib.contextmanager

@@ -931,8 +931,8 @@ def _refuse_nodes(config: Config) -> None:
 
     if is_mirrored(config.workdir) and config.compute.executor == "ray" and config.compute.address != "local":
         raise InputError(
-            f"workdir: {config.workdir}: training on the nodes of a cluster wants a disk that they share; got a bucket: "
-            f"mount one, or set compute.address to local"
+            f"workdir: {config.workdir}: training on the nodes of a cluster wants a disk that they share, not a "
+            f"bucket; mount one, or set compute.address to local"
         )
 
 

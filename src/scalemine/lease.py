@@ -212,7 +212,10 @@ def _machine() -> str:
     """Return what tells this machine, since it was started, and this container's processes from all others."""
     facts = [socket.gethostname()]
     with contextlib.suppress(OSError):
-        facts += [Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip(), os.readlink("/proc/self/ns/pid")]
+        facts += [
+            Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip(),
+            str(Path("/proc/self/ns/pid").readlink()),
+        ]
     return " ".join(facts)
 
 

@@ -34,8 +34,8 @@ def mirror_of(uri: str) -> Path:
     parts = found[3].split("/")[:-1] if found else []
     if found is None or any(not part or part.startswith(".") for part in parts):
         raise ValueError(
-            f"expected a folder, or s3://BUCKET/PREFIX (or gs, abfs, hdfs) without a query and without names that begin "
-            f"with a dot; got {uri}"
+            f"expected a folder, or s3://BUCKET/PREFIX (or gs, abfs, hdfs) without a query, and no name that "
+            f"begins with a dot; got {uri}"
         )
     return mirror_base().joinpath(found[1], quote(found[2], safe=""), *parts)
 
