@@ -171,6 +171,8 @@ def _claim(lease: Path, mine: dict[str, Any], stack: contextlib.ExitStack) -> No
         bucket.write_note(lease, mine)
         time.sleep(SETTLE)
         found, _ = bucket.read_note(lease)
+    except Timeout:  # which is an OSError
+        raise
     except OSError as error:
         raise bucket.unreachable(lease, error) from None
     if found != mine:
