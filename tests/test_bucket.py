@@ -412,6 +412,7 @@ def test_a_corpus_and_positives_in_a_bucket(
     assert corpus.read(corpus.shards[0]).num_rows == corpus.shards[0].num_rows
 
 
+@pytest.mark.timeout(900)
 def test_the_command_line_with_two_workers_on_ray(
     s3: Store, settings_of: Settings, finished: Any, tmp_path: Path
 ) -> None:
@@ -422,7 +423,7 @@ def test_the_command_line_with_two_workers_on_ray(
     def scalemine(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "scalemine", *arguments],
-            capture_output=True, text=True, env={**os.environ, **variables}, check=False, timeout=200,
+            capture_output=True, text=True, env={**os.environ, **variables}, check=False, timeout=400,
         )  # fmt: skip
 
     made = scalemine("mine", str(config), "--executor", "ray", "--set", "compute.workers=2")
