@@ -18,10 +18,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, cast
 
 import typer
 
+from scalemine.mirror import spelled
 from scalemine.redaction import redact_text
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def _options_named() -> Iterator[None]:
 @app.command("import")
 def import_command(
     sources: Annotated[list[str], typer.Argument(metavar="SRC…", help="files, globs, folders or bucket URIs")],
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="folder of the imported corpus")],
+    to: Annotated[str, typer.Option("--to", metavar="DIR", help="folder of the imported corpus, or its URI")],
     text: Annotated[str | None, typer.Option(help="column of the text; found by its usual names if not given")] = None,
     id_: Annotated[
         list[str] | None,
@@ -136,13 +137,14 @@ def import_command(
             keep=tuple(keep or ()),
             rows_per_shard=rows_per_shard,
         )
-        with hold_workdir(to), StopSignals() as signals, _show("import", None) as advance:
+        folder = _folder(to)
+        with hold_workdir(folder), StopSignals() as signals, _show("import", None) as advance:
 
             def read(rows: int) -> None:
                 signals.raise_if_requested()
                 advance(rows)
 
-            corpus = import_corpus(config, to, redo=redo, on_rows=read)
+            corpus = import_corpus(config, folder, redo=redo, on_rows=read)
     counts = corpus.counts
     print(f"read {counts['read']:,} = accepted {counts['accepted']:,} + rejected {counts['rejected']:,}")
     for reason, count in sorted(counts["rejected_by_reason"].items(), key=lambda item: -item[1]):
@@ -343,10 +345,13 @@ def rounds(
 
 
 @app.command()
-def report(workdir: Annotated[Path, typer.Argument(metavar="WORKDIR", help="folder of a finished run")]) -> None:
+def report(
+    where: Annotated[str, typer.Argument(metavar="WORKDIR", help="folder of a finished run, or its URI")],
+) -> None:
     """Print the report of a finished run, and write its report.html again."""
     from scalemine.config import InputError
 
+    workdir = _entered(where)
     if not _is_mined(workdir):
         raise InputError(
             f"{workdir}: no finished run here (expected manifest.json and negatives.parquet); scalemine mine makes them"
@@ -356,7 +361,7 @@ def report(workdir: Annotated[Path, typer.Argument(metavar="WORKDIR", help="fold
 
 @app.command()
 def review(
-    workdir: Annotated[Path, typer.Argument(metavar="WORKDIR", help="folder of a finished run")],
+    where: Annotated[str, typer.Argument(metavar="WORKDIR", help="folder of a finished run, or its URI")],
     port: Annotated[int, typer.Option(min=0, max=65_535, help="of the page; 0: a free one")] = 0,
     again: Annotated[bool, typer.Option("--all", help="also ask for what is decided already")] = False,
     open_browser: Annotated[bool, typer.Option("--open/--no-open", help="open the page in the browser")] = False,
@@ -368,7 +373,7 @@ def review(
     from scalemine.review import Review, ReviewServer
     from scalemine.store import Workdir
 
-    found = Review(Workdir(workdir), again=again)
+    found = Review(Workdir(_entered(where)), again=again)
     if not found.candidates:
         print("nothing to review: mining was unsure about no tweet")
         return
@@ -417,6 +422,8 @@ def train(
     from scalemine.training.runs import describe_plan, run_training
 
     loaded = load_config(config, overrides, needs=())
+    _look_at(loaded)
+    _refuse_nodes(loaded)
     if dry_run:
         for line in describe_plan(loaded):
             print(line)
@@ -461,6 +468,7 @@ def sweep(
     from scalemine.sweep.status import StatusReader
 
     loaded = _load(config, overrides, executor, ())
+    _refuse_nodes(loaded)
     name = loaded.sweep.name or config.stem
     if dry_run:
         for line in describe_sweep(loaded, name, redo=redo):
@@ -512,7 +520,7 @@ def status(
     from scalemine.sweep.plan import find_sweeps
     from scalemine.sweep.status import StatusReader
 
-    workdir = Path(what)
+    workdir = _entered(what)
     if not workdir.is_dir() or workdir.with_name(f"{workdir.name}.json").exists():
         _print_job(find_job(what))
         return
@@ -584,6 +592,7 @@ def submit(
     wait: Annotated[bool, typer.Option("--wait", help="until the job has ended; its exit code is ours")] = False,
 ) -> None:
     """Send a stage to where it runs; what is finished already is not done again."""
+    from scalemine.bucket import is_mirrored
     from scalemine.config import InputError
     from scalemine.submit import kubernetes
     from scalemine.submit.job import make_job
@@ -596,13 +605,15 @@ def submit(
         raise InputError(f"submit {stage}: expected one of {', '.join(stages())}")
     needs = {"train": (), "sweep": (), "ablate": (), "filter": ("corpus",)}.get(stage)
     loaded = _load(config, overrides, None, needs)
+    if records is None and is_mirrored(loaded.workdir):
+        raise InputError("submit: the workdir is in a bucket; let --records name a folder that the job's machine sees")
     where = this_machine() if to == TargetOption.local and profile is None else load_profile(profile or "cpu")
     given = {key: one for key, one in (("address", address), ("token", token)) if one is not None}
     where = where.model_copy(update={"ray": type(where.ray).model_validate({**where.ray.model_dump(), **given})})
     job = make_job(stage, config, loaded, overrides or [], where, records=records, shares=array)
     # As the job will read it: what a profile says must fit, too.
     loaded = _load(config, list(job.settings), None, needs)
-    if to == TargetOption.kubernetes:
+    if to == TargetOption.kubernetes and not is_mirrored(loaded.workdir):
         kubernetes.check_paths(job, str(loaded.workdir))
     if dry_run:
         for name, text in render(job, to.value, config).items():
@@ -880,7 +891,7 @@ def score(
 
 @app.command()
 def compare(
-    workdir: Annotated[Path, typer.Argument(metavar="WORKDIR", help="folder of a sweep, finished or not")],
+    where: Annotated[str, typer.Argument(metavar="WORKDIR", help="folder of a sweep, finished or not, or its URI")],
     sweep: Annotated[str | None, typer.Option(metavar="NAME", help="which sweep, where there are several")] = None,
     base: Annotated[
         str | None,
@@ -899,6 +910,7 @@ def compare(
     from scalemine.store import Workdir
     from scalemine.sweep.compare import compare as compare_arms
 
+    workdir = _entered(where)
     found = compare_arms(workdir, sweep, base, rounds).as_dict()
     named = Workdir(workdir)
     folder = named.sweeps / found["sweep"]
@@ -919,7 +931,7 @@ def compare(
 
 @app.command()
 def export(
-    workdir: Annotated[Path, typer.Argument(metavar="WORKDIR", help="folder of a finished run")],
+    where: Annotated[str, typer.Argument(metavar="WORKDIR", help="folder of a finished run, or its URI")],
     format_: Annotated[
         str,
         typer.Option(
@@ -950,7 +962,9 @@ def export(
     names = None if sets is None else tuple(dict.fromkeys(filter(None, map(str.strip, sets.split(",")))))
     if names == ():
         raise InputError("--sets: expected names of sets parted by commas, such as train_2s,test_2s")
-    report = export_workdir(workdir, to, Options(format_, names, negatives_per_anchor, max_false_negative, redo))
+    report = export_workdir(
+        _entered(where), to, Options(format_, names, negatives_per_anchor, max_false_negative, redo)
+    )
     for line in report.lines:
         print(line)
 
@@ -1045,7 +1059,47 @@ def _load(
     extra = [f"compute.executor={executor.value}"] if executor else []
     if executor is ExecutorName.inline:
         extra.append("compute.workers=1")
-    return load_config(path, [*(overrides or []), *extra], needs=MINING_SECTIONS if needs is None else needs)
+    loaded = load_config(path, [*(overrides or []), *extra], needs=MINING_SECTIONS if needs is None else needs)
+    _look_at(loaded)
+    return loaded
+
+
+def _folder(text: str) -> Path:
+    """Return the folder that is written as a path, or as the URI of one in a bucket."""
+    from scalemine.config import InputError
+    from scalemine.mirror import is_uri, mirror_of
+
+    try:
+        return mirror_of(text) if is_uri(text) else Path(text)
+    except ValueError as error:
+        raise InputError(str(error)) from None
+
+
+def _entered(text: str) -> Path:
+    """Return the work directory that is written as a path or URI; of one in a bucket, what is there now."""
+    from scalemine.lease import look_at
+
+    folder = _folder(text)
+    look_at(folder)
+    return folder
+
+
+def _look_at(config: Config) -> None:
+    from scalemine.lease import look_at
+
+    look_at(config.workdir)
+
+
+def _refuse_nodes(config: Config) -> None:
+    """Refuse to train on several machines out of a bucket: processes of a run tell one another by files."""
+    from scalemine.bucket import is_mirrored
+    from scalemine.config import InputError
+
+    if is_mirrored(config.workdir) and config.compute.executor == "ray" and config.compute.address != "local":
+        raise InputError(
+            f"workdir: {config.workdir}: training on the nodes of a cluster wants a disk that they share, not a "
+            f"bucket; mount one, or set compute.address to local"
+        )
 
 
 def _print_plan(config: Config, check: Callable[[Config], None], redo: bool) -> None:
@@ -1143,7 +1197,20 @@ class _Redacting(logging.Formatter):
     """Leaves secrets out of what is logged, tracebacks included."""
 
     def format(self, record: logging.LogRecord) -> str:
-        return redact_text(super().format(record))
+        return redact_text(spelled(super().format(record)))
+
+
+class _Spelling:
+    """A stream that says URIs where a text names files of the mirror of a bucket."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        return self._stream.write(spelled(text))
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._stream, name)
 
 
 def _set_up_logging() -> None:
@@ -1165,7 +1232,7 @@ def _set_up_logging() -> None:
 
 
 def _fail(code: int, message: str) -> NoReturn:
-    print(f"scalemine: {redact_text(message)}", file=sys.stderr)
+    print(f"scalemine: {redact_text(spelled(message))}", file=sys.stderr)
     sys.exit(code)
 
 
@@ -1175,6 +1242,7 @@ def main() -> None:
     # that turn in circles make each step ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from scalemine.bucket import failure_in
     from scalemine.config import InputError, RunError
     from scalemine.executor import Stopped
 
@@ -1183,10 +1251,15 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a tweet may hold what a terminal's encoding does not
     try:
-        app()
+        with contextlib.redirect_stdout(cast(TextIO, _Spelling(sys.stdout))):
+            app()
     except InputError as error:
         _fail(EXIT_INPUT, " ".join(str(error).split()))
     except RunError as error:
         _fail(EXIT_FAILED, " ".join(str(error).split()))
+    except RuntimeError as error:  # of a worker, which can only hand on its traceback
+        if said := failure_in(str(error)):
+            _fail(EXIT_FAILED, said)
+        raise
     except Stopped:
         _fail(EXIT_STOPPED, "stopped; what was finished is kept: call again to go on")

@@ -20,10 +20,12 @@ from pydantic import (
     StrictInt,
     ValidationError,
     ValidationInfo,
+    field_serializer,
     field_validator,
     model_validator,
 )
 
+from scalemine.mirror import is_uri, mirror_of, spelled
 from scalemine.redaction import has_credentials, redact_text
 from scalemine.text import NORMALISERS
 
@@ -1016,7 +1018,9 @@ class ComputeConfig(Section):
 class Config(Section):
     """One experiment."""
 
-    workdir: Path = Field(description="folder of everything this experiment writes")
+    workdir: Path = Field(
+        description="folder of everything this experiment writes; or in a bucket, s3://BUCKET/PREFIX (gs, abfs, hdfs)"
+    )
     seed: int = Field(42, ge=0, lt=2**63)
     why: str = Field("", description="what this experiment is for")
     corpus: CorpusConfig = CorpusConfig()
@@ -1036,6 +1040,15 @@ class Config(Section):
     ablation: AblationConfig = AblationConfig()
     tracking: Literal["none", "tensorboard", "wandb", "mlflow"] = Field("none", description="where training is logged")
     compute: ComputeConfig = ComputeConfig()
+
+    @field_validator("workdir", mode="before")
+    @classmethod
+    def _mirrored(cls, value: object) -> object:
+        return mirror_of(value) if isinstance(value, str) and is_uri(value) else value
+
+    @field_serializer("workdir")
+    def _spelled(self, value: Path) -> str:
+        return spelled(str(value))
 
     @property
     def reads_embeddings(self) -> bool:

@@ -29,8 +29,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from scalemine import store
+from scalemine import bucket, store
 from scalemine.config import CorpusConfig, InputError
+from scalemine.mirror import is_uri, mirror_of, spelled
 from scalemine.sources import DUPLICATE_ID, EXCERPT_CHARS, Record, Reject, Source, find_sources, read_records
 from scalemine.store import Stage, open_stage, read_json, write_json, write_whole
 from scalemine.text import text_hash
@@ -101,7 +102,7 @@ class Corpus:
             InputError: The file is damaged.
         """
         try:
-            with pq.ParquetFile(shard.path, page_checksum_verification=True) as file:
+            with pq.ParquetFile(bucket.local(shard.path), page_checksum_verification=True) as file:
                 table = file.read(columns=None if columns is None else list(columns))
             wanted = self.columns if columns is None else columns
             if table.num_rows != shard.num_rows or set(table.column_names) != set(wanted):
@@ -124,6 +125,9 @@ def open_corpus(folder: Path) -> Corpus:
         raise InputError(f"{folder}: no imported corpus (expected {_CORPUS_FILE} in it); import one first") from None
     try:
         home = Path(facts["shards_in"] or folder)
+        if is_uri(str(facts["shards_in"])):
+            home = mirror_of(facts["shards_in"])
+            bucket.attach(home)
         shards = tuple(
             Shard(entry["name"], _shard_path(home, entry["name"]), int(entry["rows"]), str(entry["sha256"]))
             for entry in facts["shards"]
@@ -187,7 +191,7 @@ def _open_import(
     """Open the stage of an import, and return it with what is to be imported: a corpus from elsewhere, or files."""
     _check_keep(config)
     _check_apart(config, folder)
-    imported = Path(config.uri[0]).absolute()
+    imported = _folder_of(config.uri[0])
     origin: Corpus | list[Source]
     if len(config.uri) == 1 and (imported / _CORPUS_FILE).is_file():
         origin = open_corpus(imported)
@@ -199,6 +203,17 @@ def _open_import(
     settings = _settings(config)
     stage = open_stage(folder, version=IMPORT_VERSION, settings=settings, inputs=inputs, redo=redo, make=make)
     return stage, origin
+
+
+def _folder_of(uri: str) -> Path:
+    """Return the folder that may hold an imported corpus; of one in a bucket, its mirror."""
+    try:
+        folder = mirror_of(uri) if is_uri(uri) else Path(uri).absolute()
+    except ValueError:  # what other filesystems there are hold tweets alone
+        return Path(uri).absolute()
+    if bucket.find(folder / _CORPUS_FILE):
+        bucket.attach(folder)
+    return folder
 
 
 def _check_keep(config: CorpusConfig) -> None:
@@ -235,9 +250,9 @@ def _check_columns(config: CorpusConfig, corpus: Corpus) -> None:
 def _adopt(corpus: Corpus, stage: Stage) -> None:
     """Point a stage to the shards of a corpus that was imported elsewhere."""
     with write_whole(stage.file(_REJECTS_FILE)) as temporary:
-        shutil.copyfile(corpus.rejects, temporary)
+        shutil.copyfile(bucket.local(corpus.rejects), temporary)
     home = corpus.shards[0].path.parent.parent
-    _write_corpus_file(dataclasses.replace(corpus, folder=stage.folder), shards_in=str(home.absolute()))
+    _write_corpus_file(dataclasses.replace(corpus, folder=stage.folder), shards_in=spelled(str(home.absolute())))
 
 
 def _write_corpus_file(corpus: Corpus, *, shards_in: str | None = None) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from scalemine import bucket
 from scalemine.config import InputError
 from scalemine.text import duplicate_key
 
@@ -89,6 +90,7 @@ def append_decision(path: Path, text: str, *, tweet_id: str, class_name: str, de
                 with contextlib.suppress(OSError):
                     file.truncate(end)
                 raise
+        bucket.upload(path, path)
 
 
 def _end_of_lines(file: FileIO) -> int:

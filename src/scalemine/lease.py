@@ -4,6 +4,11 @@ Who writes holds a lock and a lease. The lock is the system's, goes with the pro
 one machine. Not every shared disk hands locks on to other machines, so the lease, a file that says who writes, is
 touched every few seconds: one of another machine that was touched lately is respected as well. Jobs that share a corpus
 out hold a lock and a lease each, of their share. Who only reads asks for none.
+
+A bucket has no locks, and its files cannot be made on condition that they are not there yet through Arrow. There the
+lease is an object that is written, and read again after a while: of two that come at once, the one that wrote last has
+it. That holds as long as a write lands within ``SETTLE`` seconds of the look before it, and a holder that is suspended
+for longer than ``EXPIRY`` is not kept from writing once it goes on; two on one machine also have the mirror's lock.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ import contextlib
 import json
 import logging
 import os
+import secrets
 import shlex
 import socket
 import sys
@@ -24,8 +30,9 @@ from typing import Any
 import psutil
 from filelock import FileLock, Timeout
 
+from scalemine import bucket
 from scalemine.config import InputError
-from scalemine.executor import every
+from scalemine.executor import Stopped, every
 from scalemine.redaction import redact_text
 from scalemine.store import Share, Workdir
 
@@ -36,6 +43,8 @@ LEASE, LOCK = ".lease", ".lock"
 HEARTBEAT, EXPIRY = 10.0, 60.0
 # Seconds between two tries of who waits.
 WAIT = 1.0
+# Seconds after which a lease in a bucket is read again, to see whether somebody else wrote one at the same time.
+SETTLE = 2.0
 
 
 @contextlib.contextmanager
@@ -52,8 +61,40 @@ def hold_workdir(workdir: Path) -> Iterator[None]:
             for share in sorted(workdir.glob(".share-*.lease")):
                 with _refusals(workdir, share), contextlib.ExitStack() as probe:
                     _take(share, probe)
+            if bucket.is_mirrored(workdir):
+                for share in bucket.notes(workdir, ".share-*.lease"):
+                    _refuse_if_alive(share)
+        bucket.sync(workdir, alone=True)
         Workdir(workdir).discard_leftovers()
+        with _pushed(workdir):
+            yield
+
+
+@contextlib.contextmanager
+def _pushed(workdir: Path) -> Iterator[None]:
+    """Let a bucket have what was written, also by a run that was asked to stop."""
+    try:
         yield
+    except Stopped:
+        bucket.push(workdir)
+        raise
+    bucket.push(workdir)
+
+
+def look_at(workdir: Path) -> None:
+    """Let the mirror of a bucket be as the bucket is, for who only reads; an ordinary folder is left as it is.
+
+    Raises:
+        InputError: The bucket cannot be reached.
+    """
+    if not bucket.is_mirrored(workdir):
+        return
+    with contextlib.ExitStack() as stack:
+        alone = False
+        with contextlib.suppress(Timeout, OSError):
+            workdir.mkdir(parents=True, exist_ok=True)
+            alone = _lock(workdir / LEASE, stack)
+        bucket.sync(workdir, alone=alone)
 
 
 @contextlib.contextmanager
@@ -77,6 +118,7 @@ def hold_share(workdir: Path, share: Share, on_wait: Callable[[], object]) -> It
                 except Timeout:
                     time.sleep(WAIT)
             _hold(lease, part)
+        bucket.sync(workdir, alone=False)
         yield whole
 
 
@@ -85,9 +127,13 @@ def _refusals(workdir: Path, lease: Path | None = None) -> Iterator[None]:
     """Say in one line why a lease was not to be had."""
     try:
         yield
+    except _Taken as taken:
+        raise _refusal(workdir, taken.lease, taken.holder) from None
     except Timeout:
         raise _refusal(workdir, lease or workdir / LEASE) from None
     except OSError as error:
+        if bucket.is_mirrored(workdir):
+            raise bucket.unreachable(workdir, error) from None
         raise InputError(
             f"{workdir}: workdir cannot be written ({error.strerror}); choose a folder you may write"
         ) from None
@@ -101,6 +147,78 @@ def _hold(lease: Path, stack: contextlib.ExitStack) -> None:
     """
     mine = _take(lease, stack)
     stack.enter_context(every(HEARTBEAT, lambda: _touch(lease, mine)))
+    if bucket.is_mirrored(lease):
+        _claim(lease, mine | {"machine": _machine(), "token": secrets.token_hex(8)}, stack)
+
+
+class _Taken(Timeout):
+    """Somebody has a lease in a bucket."""
+
+    def __init__(self, lease: Path, holder: dict[str, Any]) -> None:
+        super().__init__(str(lease))
+        self.lease, self.holder = lease, holder
+
+
+def _claim(lease: Path, mine: dict[str, Any], stack: contextlib.ExitStack) -> None:
+    """Take the lease in a bucket, and give signs of life until it is given up.
+
+    Raises:
+        Timeout: Somebody has it.
+        InputError: The bucket cannot be reached.
+    """
+    try:
+        _refuse_if_alive(lease)
+        bucket.write_note(lease, mine)
+        time.sleep(SETTLE)
+        found, _ = bucket.read_note(lease)
+    except Timeout:  # which is an OSError
+        raise
+    except OSError as error:
+        raise bucket.unreachable(lease, error) from None
+    if found != mine:
+        raise _Taken(lease, found or {})
+
+    def beat() -> None:
+        try:
+            if bucket.read_note(lease)[0] == mine:
+                bucket.write_note(lease, mine)
+                return
+        except OSError as error:
+            logger.warning("%s: no sign of life could be given (%s)", lease, error)
+            return
+        logger.warning("%s: is gone or another's by now; let nobody else write into this workdir", lease)
+
+    def give_up() -> None:
+        try:
+            if bucket.read_note(lease)[0] == mine:
+                bucket.drop_note(lease)
+        except OSError as error:
+            logger.warning("%s: could not be given up, and runs out in %.0f s (%s)", lease, EXPIRY, error)
+
+    stack.callback(give_up)
+    stack.enter_context(every(HEARTBEAT, beat))
+
+
+def _refuse_if_alive(lease: Path) -> None:
+    """Raise Timeout where the holder of a lease in a bucket still writes."""
+    holder, age = bucket.read_note(lease)
+    if holder is None or age >= EXPIRY:
+        return
+    pid = holder.get("pid")
+    if holder.get("machine") == _machine() and isinstance(pid, int) and not psutil.pid_exists(pid):
+        return  # killed here, where its number would be known
+    raise _Taken(lease, holder)
+
+
+def _machine() -> str:
+    """Return what tells this machine, since it was started, and this container's processes from all others."""
+    facts = [socket.gethostname()]
+    with contextlib.suppress(OSError):
+        facts += [
+            Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip(),
+            str(Path("/proc/self/ns/pid").readlink()),
+        ]
+    return " ".join(facts)
 
 
 def _take(lease: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
@@ -197,8 +315,8 @@ def _give_up(lease: Path, mine: dict[str, Any]) -> None:
         lease.unlink(missing_ok=True)
 
 
-def _refusal(workdir: Path, lease: Path) -> InputError:
-    holder, who = _read(lease), "an unknown process"
+def _refusal(workdir: Path, lease: Path, holder: dict[str, Any] | None = None) -> InputError:
+    holder, who = holder or _read(lease), "an unknown process"
     if holder:
         who = "process {pid} on {host}, since {started}: {command}".format_map(defaultdict(lambda: "?", holder))
     what, other = ("another run", "workdir")

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from scalemine import scores
+from scalemine import bucket, scores
 from scalemine.config import SIGMA_BANDED, Config, EncoderConfig, InputError
 from scalemine.corpus import Corpus, check_import, import_corpus, open_corpus
 from scalemine.decisions import Decision, read_decisions
@@ -43,6 +43,7 @@ from scalemine.mining.sampling import fetch_rows, sample_corpus, sample_places
 from scalemine.mining.similarity import anchor_grid
 from scalemine.mining.strategies import kinds
 from scalemine.mining.waves import first_shards, waves
+from scalemine.mirror import spelled
 from scalemine.models import device_name, encoder_settings, engine_settings, find_model, model_fingerprint
 from scalemine.redaction import redact
 from scalemine.shards import Embeddings, write_quarantine
@@ -155,6 +156,7 @@ class Run:
 
     def warn(self, message: str) -> None:
         """Say a warning now, and again in the report."""
+        message = spelled(message)
         logger.warning("%s", message)
         self.warnings.append(message)
 
@@ -607,7 +609,7 @@ def _decisions(run: Run) -> dict[bytes, str]:
 def _open_anchors(run: Run) -> Stage:
     settings = {key: value for key, value in run.model_settings.items() if key != "encoder.precision"}
     settings |= anchors_module.positives_settings(run.config.positives)
-    inputs = {"positives": file_sha256(Path(run.config.positives.uri))}
+    inputs = {"positives": file_sha256(bucket.file_of(run.config.positives.uri))}
     return run.open_stage(run.workdir.anchors, version=1, settings=settings, inputs=inputs)
 
 

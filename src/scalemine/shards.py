@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from scalemine.config import InputError
+from scalemine import bucket
+from scalemine.config import InputError, RunError
 from scalemine.corpus import Corpus, Shard
 from scalemine.executor import Executor, Outcome
 from scalemine.store import Stage, write_whole
@@ -105,7 +106,7 @@ def read_arrow(path: Path) -> pa.Table:
         InputError: The file is damaged; of its values, which have no checksum, that is not seen.
     """
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+        table = pa.ipc.open_file(pa.memory_map(str(bucket.local(path)))).read_all()
         table.validate()
     except (OSError, ValueError, pa.ArrowException) as error:
         said = " ".join(str(error).split())[:120]
@@ -149,15 +150,22 @@ def run_shards(
     on_rows: OnRows | None,
     on_outcome: Callable[[Outcome[ShardJob, Any]], None] | None = None,
 ) -> list[tuple[ShardJob, str]]:
-    """Run jobs; return those that failed, with the traceback."""
+    """Run jobs; return those that failed, with the traceback.
+
+    Raises:
+        RunError: What a worker wanted to read or write did not come from a bucket, or get there.
+    """
     failures = []
     for outcome in executor.map(make_worker, jobs):
         if on_outcome:
             on_outcome(outcome)
         if outcome.error is not None:
+            if said := bucket.failure_in(outcome.error):
+                raise RunError(said)
             failures.append((outcome.item, outcome.error))
         elif on_rows:
             on_rows(outcome.item.shard.num_rows)
+    bucket.refresh()
     return failures
 
 

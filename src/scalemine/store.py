@@ -2,7 +2,8 @@
 
 A stage owns a folder under the work directory. ``stage.json`` in it holds the settings and inputs that decide its
 content; a run with others is refused by name. A shard of a stage is a file plus a manifest; the manifest is written
-last, so it is the commit point, and what has none is made again.
+last, so it is the commit point, and what has none is made again. Of a work directory in a bucket the same holds there;
+see ``bucket``.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from scalemine import bucket
 from scalemine.config import InputError
 
 Json = Any
@@ -45,6 +47,7 @@ def write_whole(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         temporary.chmod(FILE_MODE)
+        bucket.upload(path, temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -73,6 +76,16 @@ def write_whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def remove(path: Path) -> None:
+    """Remove a file or a folder that may be there."""
+    if path.is_dir():
+        _discard(path)
+        return
+    if path.exists():
+        bucket.remove([path])
+    path.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Json) -> None:
     """Write a value as JSON, whole or not at all."""
     with write_whole(path) as temporary:
@@ -87,7 +100,7 @@ def read_json(path: Path) -> Json:
         FileNotFoundError: It is not there.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(bucket.see(path).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise InputError(
             f"{path}: damaged, no JSON ({str(error)[:80]}); put it back, or remove its folder and run again"
@@ -137,7 +150,7 @@ class Stage:
         """Return the manifest of a file of this stage, or None where the file is not finished, or not of this stage."""
         try:
             manifest = read_json(self._manifest_path(path))
-            whole = manifest["bytes"] == path.stat().st_size and manifest["stage"] == self.fingerprint
+            whole = manifest["bytes"] == bucket.see(path).stat().st_size and manifest["stage"] == self.fingerprint
         except (FileNotFoundError, InputError, KeyError, TypeError):
             return None
         return manifest if whole else None
@@ -208,6 +221,7 @@ def _sweep(leftovers: Iterable[Path]) -> None:
 
 def _discard(folder: Path) -> None:
     """Remove a folder at once: what is killed in the middle leaves no part that could be taken for the whole."""
+    bucket.remove(path for path in folder.rglob("*") if path.is_file())
     gone = folder.with_name(f".{folder.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
     folder.rename(gone)
     shutil.rmtree(gone, ignore_errors=True)

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import safetensors.numpy
 from numpy.typing import NDArray
 
+from scalemine import bucket
 from scalemine.config import InputError, PositivesConfig
 from scalemine.mining.encoder import Encoder
 from scalemine.mining.similarity import STEPS_PER_UNIT
@@ -109,7 +110,7 @@ def check_classes(train: Positives, test: Positives | None, config: PositivesCon
 
 
 def _read_table(uri: str, key: str) -> pa.Table:
-    path = Path(uri)
+    path = bucket.file_of(uri)
     if not path.is_file():
         raise InputError(f"{key}: no such file: {uri} (expected Parquet, CSV, TSV or JSON lines)")
     try:

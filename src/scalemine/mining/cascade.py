@@ -22,6 +22,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from scipy.stats import beta
 
+from scalemine import bucket
 from scalemine.config import MiningConfig
 from scalemine.corpus import Corpus, Shard
 from scalemine.executor import Executor
@@ -309,7 +310,7 @@ class _Sieve:
 
     def __init__(self, files: KeptShards, pieces: Pieces, cut: float, config: MiningConfig) -> None:
         self._files, self._pieces, self._cut, self._config = files, pieces, cut, config
-        self._score = CheapScore(**safetensors.numpy.load_file(files.stage.file(_SCORE)))
+        self._score = CheapScore(**safetensors.numpy.load_file(bucket.local(files.stage.file(_SCORE))))
 
     def __call__(self, shard: Shard) -> int:
         """Sieve one shard; return how many rows it had."""
@@ -336,6 +337,7 @@ def sieve(files: KeptShards, pieces: Pieces, config: MiningConfig, executor: Exe
         if outcome.error is not None:
             raise RuntimeError(f"shard {outcome.item.name} cannot be sieved:\n{outcome.error}")
         on_rows(outcome.item.num_rows)
+    bucket.refresh()
 
 
 def describe(known: dict[str, Any]) -> str:

@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
+from scalemine import bucket
 from scalemine.config import IndexConfig, InputError
 from scalemine.corpus import Shard
 from scalemine.executor import IN_FLIGHT, Executor
@@ -365,7 +366,7 @@ class Index(ShardFiles):
     def proposer(self, queries_QD: FloatArray, k: int) -> Callable[[Shard, IntArray], IntArray]:
         """Return what proposes rows ``(Q, C)`` of a shard, given its valid rows; the lists are chosen here, once."""
         size = max(CANDIDATES_PER_HIT * k, k + SPARE)
-        trained = faiss.read_index(str(self.trained))
+        trained = faiss.read_index(str(bucket.local(self.trained)))
         lists = None
         if isinstance(trained, faiss.IndexIVF):
             lists = trained.quantizer.search(queries_QD, min(self.probes, trained.nlist))
@@ -373,7 +374,7 @@ class Index(ShardFiles):
         def propose(shard: Shard, rows_V: IntArray) -> IntArray:
             if not len(rows_V):
                 return _nothing(len(queries_QD))[1]
-            part: Any = faiss.read_index(str(self.path(shard)))
+            part: Any = faiss.read_index(str(bucket.local(self.path(shard))))
             wanted = min(size, len(rows_V))
             if lists is None:
                 _, found_QC = part.search(queries_QD, wanted)
@@ -461,7 +462,7 @@ class _ShardIndexer:
         faiss.omp_set_num_threads(self._threads)
         vectors_ND, valid_N = self._index.embeddings.vectors(job.shard)
         rows_V = np.flatnonzero(valid_N)
-        part = faiss.read_index(str(self._index.trained))
+        part = faiss.read_index(str(bucket.local(self._index.trained)))
         for start in range(0, len(rows_V), BLOCK_ROWS):
             part.add(vectors_ND[rows_V[start : start + BLOCK_ROWS]].astype(np.float32))
         path, made_from = self._index.path(job.shard), self._index.made_from(job.shard)

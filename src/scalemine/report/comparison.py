@@ -33,7 +33,7 @@ from scalemine.report.tables import (
     print_table,
     whole,
 )
-from scalemine.store import Json, Workdir, read_json, write_json, write_whole
+from scalemine.store import Json, Workdir, read_json, remove, write_json, write_whole
 from scalemine.training.comparison import FALSE_ALARMS, LEVEL
 from scalemine.training.family import HELD_OUT, RANDOM_PLUS
 from scalemine.training.tagging.metrics import ALL_NEGATIVES
@@ -699,7 +699,7 @@ def write_comparison(comparison: Json, folder: Path) -> list[Path]:
     """
     figures = drawings(comparison)
     for old in folder.glob("gain-by-*.svg"):
-        old.unlink()
+        remove(old)
     files = {f"{figure.name}.svg": figure.svg + "\n" for figure in figures}
     files |= {"comparison.md": _markdown(comparison, figures), "comparison.tex": _latex(comparison)}
     for name, text in files.items():

@@ -30,7 +30,7 @@ from scalemine.config import Config, InputError
 from scalemine.executor import Executor, Stopped, StopSignals, every, make_executor
 from scalemine.frozen import embed_examples
 from scalemine.report.tables import counted, duration
-from scalemine.store import RESULT, Workdir, read_result, write_json, write_whole
+from scalemine.store import RESULT, Workdir, read_result, remove, write_json, write_whole
 from scalemine.sweep.halving import survivors
 from scalemine.sweep.plan import PROGRESS, Plan, PlannedRun, PlannedTrial, mark_of, read_plan, value_at
 from scalemine.sweep.resources import Resources, resources_of
@@ -339,7 +339,7 @@ class _Sweep:
                 )  # fmt: skip
                 for path in (self.folder / CONFIGS).glob("*.yaml"):
                     if path.name.rpartition("_seed")[0] in gone:
-                        path.unlink()
+                        remove(path)
 
     def _run_wave(self, wave: Sequence[Trial], workers: _Workers) -> None:
         """Train trials fold by fold; between rungs those that are behind are stopped."""
@@ -366,7 +366,7 @@ class _Sweep:
         for fold, trial in itertools.product(folds, trials):
             for run in self.runs[trial.name]:
                 if run.fold == fold and not run.is_finished:
-                    mark_of(self.workdir.runs / run.name).unlink(missing_ok=True)
+                    remove(mark_of(self.workdir.runs / run.name))
                     units.append(Unit(workers.resources.own(run.config), fold, run.name, self.redo))
         for unit, ran in workers.run(units):
             if ran.outcome == "failed":

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from scalemine import bucket
 from scalemine.config import Config, InputError, RunError
 from scalemine.executor import Stopped
-from scalemine.store import Workdir, write_json
+from scalemine.store import Workdir, remove, write_json
 from scalemine.sweep.plan import mark_of
 from scalemine.training.processes import StopFile, hold_run
 from scalemine.training.runs import Prepared, preparation_key, prepare, run_split
@@ -80,6 +81,7 @@ class Runner:
         """Do a run; what it says goes into a file of its own."""
         if self._stop.requested:
             return Ran("stopped")
+        bucket.attach(unit.config.workdir)
         folder = Workdir(unit.config.workdir).runs / unit.run
         folder.parent.mkdir(parents=True, exist_ok=True)
         # Several processes hold their run themselves.
@@ -132,7 +134,7 @@ def _mark(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)
+        remove(path)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from scalemine.config import Config, InputError
 from scalemine.executor import ShowProgress, StopRequest, StopSignals, silent
-from scalemine.store import Workdir
+from scalemine.store import Workdir, remove
 from scalemine.training.loop import Fit, Progress
 from scalemine.training.splits import NEAR_DUPLICATES, Rows, Split
 
@@ -203,7 +203,7 @@ def remove_predictions(folder: Path, sets: Sequence[str]) -> None:
     """Remove what a run predicted of sets that it is no longer scored on, and figures of that."""
     for path in [*folder.glob("predictions/*.parquet"), *folder.glob("roc-*.png")]:
         if path.stem.removeprefix("roc-") not in sets:
-            path.unlink()
+            remove(path)
 
 
 def run_label(config: Config, split: Split) -> str:

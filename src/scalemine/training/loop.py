@@ -31,7 +31,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from scalemine.config import RunError, TrainConfig
 from scalemine.executor import Stopped, StopRequest
-from scalemine.store import STATE, read_json, write_json, write_whole
+from scalemine.store import STATE, read_json, remove, write_json, write_whole
 from scalemine.training.batches import Batch, to_device, training_batches
 
 logger = logging.getLogger(__name__)
@@ -433,7 +433,7 @@ class _Loop:
             write_json(self.folder / STATE, facts)
             for old in [*self.folder.glob("checkpoint-*.safetensors"), *self.folder.glob(BEST.format("*"))]:
                 if old.name not in (name, progress.best_file):
-                    old.unlink()
+                    remove(old)
         self.accelerator.wait_for_everyone()
 
     def _moments(self) -> dict[str, Tensor]:

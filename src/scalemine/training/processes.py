@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from scalemine.config import Config, InputError, RunError
 from scalemine.executor import Stopped, StopRequest, num_cores, ray_session
 from scalemine.models import device_name, precision_name
-from scalemine.store import Stage, read_json, write_json
+from scalemine.store import Stage, read_json, remove, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -123,20 +123,20 @@ def launch(config: Config, fold: int | None, stage: Stage, signals: StopRequest 
     """
     spec, failure, stopped = (stage.file(name) for name in (SPEC, FAILURE, STOPPED))
     for left in (failure, stopped):
-        left.unlink(missing_ok=True)
+        remove(left)
     absolute = config.model_copy(update={"workdir": config.workdir.absolute()})
     write_json(spec, {"config": absolute.model_dump(mode="json"), "fold": fold, "folder": str(stage.folder.absolute())})
     on_ray = config.compute.executor == "ray"
     try:
         said = _run_by_ray(config, stage, signals) if on_ray else _run_here(config, spec, signals)
     finally:
-        spec.unlink(missing_ok=True)
+        remove(spec)
     if stopped.exists():
         stopped.unlink()
         raise Stopped
     if failure.exists():
         found = read_json(failure)
-        failure.unlink()
+        remove(failure)
         raise (InputError if found["is_input"] else RunError)(found["message"])
     if said:
         raise RunError(f"{stage.folder.name}: {said}")
@@ -191,7 +191,7 @@ def _run_by_ray(config: Config, stage: Stage, signals: StopRequest | None) -> st
     threads = threads_of_process(config)
     begun, stop, own = (stage.file(name) for name in (BEGUN, STOP, RAY))
     for left in (begun, stop):
-        left.unlink(missing_ok=True)
+        remove(left)
     errors: list[BaseException] = []
     try:
         with ray_session(config.compute, num_cpus=config.train.processes * threads):
@@ -213,7 +213,7 @@ def _run_by_ray(config: Config, stage: Stage, signals: StopRequest | None) -> st
                 thread.join(0.5)
     finally:
         for left in (begun, stop):
-            left.unlink(missing_ok=True)
+            remove(left)
         shutil.rmtree(own, ignore_errors=True)  # a process that was interrupted may still write there
     return f"Ray Train failed: {str(errors[0]).strip().splitlines()[-1]}" if errors else None
 

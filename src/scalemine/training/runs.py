@@ -32,6 +32,7 @@ from scalemine.store import (
     open_stage,
     read_json,
     read_result,
+    remove,
     write_json,
     write_whole,
 )
@@ -396,7 +397,7 @@ def _scoring(config: Config, data: Data[Any]) -> dict[str, Any]:
 def _remove_checkpoint(folder: Path) -> None:
     for leftover in (STATE, BEST.format("*"), "checkpoint-*.safetensors", "pseudo-*.safetensors"):
         for path in folder.glob(leftover):
-            path.unlink()
+            remove(path)
 
 
 def write_results(workdir: Workdir) -> pa.Table:

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+from scalemine import bucket
 from scalemine.config import Config, InputError, RunError
 from scalemine.executor import Stopped, StopRequest, StopSignals
 from scalemine.store import read_json, write_json
@@ -38,6 +39,7 @@ def work(path: Path, signals: StopRequest) -> bool:
     """
     spec = read_json(path)
     config, folder = Config.model_validate(spec["config"]), Path(spec["folder"])
+    bucket.attach(config.workdir)
     try:
         with hold_run(folder) if _is_main() else contextlib.nullcontext():
             prepared = prepare(config)

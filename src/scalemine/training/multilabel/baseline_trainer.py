@@ -19,7 +19,7 @@ from scalemine.config import TAGGER_KEYS, WORD_NETWORK_KEYS, BaselineConfig, Con
 from scalemine.executor import ShowProgress, Stopped, StopRequest, StopSignals, num_cores, ray_jobs, silent
 from scalemine.models import encoder_settings
 from scalemine.shards import Embeddings
-from scalemine.store import fingerprint, open_stage
+from scalemine.store import fingerprint, open_stage, remove
 from scalemine.text import normaliser
 from scalemine.training.family import Data, chooser, described_chooser, encoder_name, remove_predictions, run_label
 from scalemine.training.multilabel.baselines import fit_predict, settled
@@ -222,7 +222,7 @@ class BaselineTrainer:
             learnt_ND = self.reader.learn(np.arange(len(rows)))
             others = {name: self.reader.read(name) for name in self.sets}
             if self.options.is_of_words:
-                (self.folder / "model" / CONFIG).unlink(missing_ok=True)
+                remove(self.folder / "model" / CONFIG)
             self.scores = fit_predict(
                 self.config.train.model, self.options, learnt_ND, targets_NC, weight_N, others,
                 on_label=lambda _label: advance(1), keep=self._keep, **how,

@@ -41,7 +41,7 @@ from scalemine.models import (
     precision_name,
     quieten_libraries,
 )
-from scalemine.store import read_json, write_json, write_whole
+from scalemine.store import read_json, remove, write_json, write_whole
 from scalemine.text import normaliser
 from scalemine.training.batches import BATCH_TOKENS, Batch, even_batches, pad, to_device
 
@@ -339,7 +339,7 @@ def write_classifier(model: Any, tokenizer: Any, info: Mapping[str, Any], folder
         raise ValueError(f"expected weights in float32, got {model.dtype}; load the classifier in float32 to save it")
     info = {"format": FORMAT, "kind": "classifier"} | dict(info)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).unlink(missing_ok=True)
+    remove(folder / CONFIG)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".") as name:
         temporary = Path(name)
         model.save_pretrained(temporary)

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from scalemine import bucket
 from scalemine.config import CorpusConfig, InputError, LabelsConfig
 from scalemine.corpus import Corpus, import_corpus
 from scalemine.executor import Executor
@@ -315,7 +316,7 @@ def _is_empty(corpus: Corpus, name: str) -> bool:
 
 def _columns_of(uri: str) -> list[str] | None:
     """Return the columns of a Parquet, CSV or TSV file, or None where they are not known before it is read."""
-    path = Path(uri)
+    path = bucket.file_of(uri)
     if not path.is_file():
         return None
     try:

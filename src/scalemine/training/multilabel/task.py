@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from scalemine.config import LossConfig
-from scalemine.store import write_whole
+from scalemine.store import remove, write_whole
 from scalemine.training.batches import BATCH_TOKENS, Batch, prediction_batches, to_device
 from scalemine.training.loop import grouped, predict_rows
 from scalemine.training.multilabel.examples import Examples, tokens_batch
@@ -128,7 +128,7 @@ class ClassifierTask:
                     save_file({"pseudo_NC": torch.from_numpy(found_NC)}, temporary)
                 for old in folder.glob("pseudo-*.safetensors"):
                     if old != path:
-                        old.unlink()
+                        remove(old)
             accelerator.wait_for_everyone()
         self._pseudo_NC = load_file(path)["pseudo_NC"]
 

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from scalemine import bucket
 from scalemine.config import InputError
 from scalemine.store import file_sha256
 from scalemine.training.tagging.labels import CharSpan, Span, align, is_bio, tags_of_spans, type_of, word_offsets
@@ -102,7 +103,7 @@ def read_dataset(
         InputError: The file is not there or cannot be read, a value is of another kind than expected, a tag is not
             BIO, a span is out of range or overlaps, or a negative has spans.
     """
-    path = Path(uri)
+    path = bucket.file_of(uri)
     if not path.is_file():
         raise InputError(f"{key}: no such file: {uri} (expected Parquet or CoNLL)")
     try:

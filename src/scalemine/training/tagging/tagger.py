@@ -22,6 +22,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from scalemine import bucket
 from scalemine.config import InputError
 from scalemine.models import (
     MODEL_FILES,
@@ -256,6 +257,7 @@ def write_tagger(network: TaggerNetwork, words: WordEncoder, config: dict[str, A
         words.tokenizer.save(folder / ENCODER)
         for path in (folder / ENCODER).iterdir():
             path.chmod(FILE_MODE)
+        bucket.push(folder / ENCODER)
     with write_whole(folder / CARD) as path:
         path.write_text(card(config), encoding="utf-8")
     write_json(folder / METRICS, config.get("metrics", {}))
