@@ -23,8 +23,8 @@ from scalemine.submit.profile import Profile
 TargetName = Literal["local", "ray", "slurm", "kubernetes"]
 State = Literal["waiting", "running", "done", "failed", "stopped", "unknown"]
 
-# What a job's folder holds, beside what is sent.
-EXIT, LOG = "exit", "log"
+# What a job's folder holds, beside what is sent: its exit code, what it said, and that it was asked to stop.
+EXIT, LOG, ASKED = "exit", "log", "asked"
 # The exit code of a stage that a signal stopped.
 EXIT_STOPPED = 75
 
