@@ -283,7 +283,9 @@ def test_a_messy_folder_adds_up(tmp_path, seed):
 
 
 @pytest.mark.parametrize(
-    ("num_files", "num_records"), [(25, 80), pytest.param(250, 400, marks=pytest.mark.slow)], ids=["2,000", "100,000"]
+    ("num_files", "num_records"),
+    [(25, 80), pytest.param(250, 400, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
+    ids=["2,000", "100,000"],
 )
 def test_damaged_files_are_imported_or_refused(tmp_path, num_files, num_records):
     endings = [".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".jsonl.gz", ".csv.zst", ".txt.bz2", ".json"]

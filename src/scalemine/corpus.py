@@ -124,6 +124,8 @@ def open_corpus(folder: Path) -> Corpus:
         raise InputError(f"{folder}: no imported corpus (expected {_CORPUS_FILE} in it); import one first") from None
     try:
         home = Path(facts["shards_in"] or folder)
+        if strange := [entry["name"] for entry in facts["shards"] if not store.is_plain_name(entry["name"])]:
+            raise ValueError(f"{strange[0]!r} is no name of a shard")
         shards = tuple(
             Shard(entry["name"], _shard_path(home, entry["name"]), int(entry["rows"]), str(entry["sha256"]))
             for entry in facts["shards"]

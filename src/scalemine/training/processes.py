@@ -157,7 +157,7 @@ def _meeting_point(host: str) -> Iterator[dict[str, str]]:
 
     One that the first of them started would listen on all interfaces, and let in whoever comes.
     """
-    from torch.distributed import TCPStore
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     with socket.create_server((host, 0)) as server:
         port = server.getsockname()[1]
@@ -175,7 +175,7 @@ def _meeting_point(host: str) -> Iterator[dict[str, str]]:
 
 
 def _interface_of(host: str) -> str:
-    return next(name for name, them in psutil.net_if_addrs().items() if any(one.address == host for one in them))
+    return next(str(name) for name, them in psutil.net_if_addrs().items() if any(one.address == host for one in them))
 
 
 def _start_workers(config: Config, spec: Path, meeting: Mapping[str, str]) -> list[subprocess.Popen[bytes]]:
@@ -230,9 +230,7 @@ def _run_by_ray(config: Config, stage: Stage, signals: StopRequest | None) -> st
     return f"Ray Train failed: {str(errors[0]).strip().splitlines()[-1]}" if errors else None
 
 
-def _make_ray_trainer(
-    config: Config, stage: Stage, threads: int, meeting: Mapping[str, str]
-) -> Any:  # noqa: ANN401  of Ray
+def _make_ray_trainer(config: Config, stage: Stage, threads: int, meeting: Mapping[str, str]) -> Any:  # noqa: ANN401  of Ray
     """Return what runs ``_work_in_ray`` in each process.
 
     Raises:
@@ -262,7 +260,10 @@ def _make_ray_trainer(
     return TorchTrainer(
         _work_in_ray,
         train_loop_config={
-            "home": str(Path.cwd()), "spec": str(stage.file(SPEC).absolute()), "threads": threads, "meeting": meeting,
+            "home": str(Path.cwd()),
+            "spec": str(stage.file(SPEC).absolute()),
+            "threads": threads,
+            "meeting": meeting,
         },
         torch_config=OwnGroup(),
         scaling_config=ray.train.ScalingConfig(num_workers=world, use_gpu=on_gpu, resources_per_worker=of_each),
