@@ -240,6 +240,43 @@ def test_two_processes_score_another_test_set(data, tmp_path):
     assert after["processes"] == 2
 
 
+MEETS = """
+import os, sys
+import torch.distributed as dist
+dist.init_process_group("gloo")
+total = [None] * dist.get_world_size()
+dist.all_gather_object(total, dist.get_rank())
+print(total, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_processes_meet_where_no_other_machine_reaches_them() -> None:
+    with module._meeting_point("127.0.0.1") as meeting:
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-c", MEETS], env=os.environ | meeting | {"RANK": str(rank), "WORLD_SIZE": "2"},
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            )
+            for rank in range(2)
+        ]  # fmt: skip
+        try:
+            assert [process.stdout.readline() for process in ranks] == ["[0, 1]\n", "[0, 1]\n"]
+            listening = [
+                (process.pid, one.laddr.ip)
+                for process in (psutil.Process(), *(psutil.Process(rank.pid) for rank in ranks))
+                for one in process.net_connections("inet")
+                if one.status == psutil.CONN_LISTEN and one.laddr.port != 0
+            ]
+            here = [ip for pid, ip in listening if pid == os.getpid()]
+            assert "127.0.0.1" in here  # the store
+            # A Ray session of other tests listens in this process, too; on loopback as well.
+            assert {ip.removeprefix("::ffff:") for _, ip in listening} == {"127.0.0.1"}
+        finally:
+            for process in ranks:
+                process.communicate()
+
+
 def test_a_stop_keeps_the_checkpoint(data, tmp_path):
     # Another process asks this one to stop, as a scheduler would.
     with StopSignals() as listening:

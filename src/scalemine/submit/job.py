@@ -19,6 +19,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from scalemine.config import Config, InputError
+from scalemine.redaction import redact
 from scalemine.store import Workdir, read_as, write_json
 from scalemine.submit.profile import Profile
 
@@ -161,7 +162,7 @@ def write_record(job: Job, target: TargetName, handle: dict[str, Any]) -> Sent:
     """Write the record of a job that was sent."""
     values = {
         "id": job.id, "target": target, "stage": job.stage, "config": str(job.config), "folder": str(job.folder),
-        "settings": list(job.settings), "shares": job.shares, "profile": job.profile.model_dump(mode="json"),
+        "settings": redact(job.settings), "shares": job.shares, "profile": job.profile.model_dump(mode="json"),
         "submitted": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "handle": handle,
     }  # fmt: skip
     write_json(job.records / f"{job.id}.json", values)
