@@ -211,6 +211,48 @@ def test_logs_and_errors_show_no_secret(
     assert (ended.code, "planted" in ended.err) == (2, False)
 
 
+SECRET = "planted-7f3a9c-secret"
+
+
+def test_no_secret_is_written_or_said(
+    call: Any, write_config: Any, copy_of_finished: Any, tagged: Path, few_tweets: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """All that commands write and say, with secrets in the environment, in settings and in addresses."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("MY_API_KEY", "HF_TOKEN", "AWS_SECRET_ACCESS_KEY", "WANDB_API_KEY"):
+        monkeypatch.setenv(name, SECRET)
+    fakes.use_fakes(tmp_path, monkeypatch)
+    before = set(tmp_path.rglob("*"))
+    mining, why = write_config(copy_of_finished("mined")), ["--set", f"why=with HF_TOKEN={SECRET}"]
+    submit = ["submit", "embed", mining, *why]
+    said = [
+        call("import", few_tweets, "--to", tmp_path / "corpus"),
+        call("import", f"s3://me:{SECRET}@bucket/a", "--to", tmp_path / "other"),
+        call("mine", mining, *why),
+        call("mine", mining, *why, "--dry-run"),
+        call("mine", mining, "--set", f"corpus.uri=s3://bucket/a?secret_key={SECRET}"),
+        call("mine", mining, "--set", f"seed={SECRET}"),
+        call("train", tagged, *why, "--set", f"workdir={tmp_path / 'runs'}"),
+        call(*submit, "--to", "slurm", "--dry-run"),
+        call(*submit, "--to", "slurm"),
+        call("status", tmp_path / "work"),
+        call("report", tmp_path / "work"),
+        call("doctor", "--security"),
+    ]
+    codes = [0, 2, 0, 0, 2, 2, 0, 0, 0, 0, 0]
+    assert [one.code for one in said[:-1]] == codes, [one.err for one in said]
+    assert [number for number, one in enumerate(said) if SECRET in one.out + one.err] == []
+    written = [path for path in set(tmp_path.rglob("*")) - before if path.is_file()]
+    assert {"manifest.json", "negatives.parquet", "result.json", "run.sh", "report.html"} <= {
+        one.name for one in written
+    }
+    # What a job is sent has to say what it is to do; nobody else may read it.
+    private = {path for path in written if path.parent.parent.name == "jobs"}
+    assert all(path.parent.stat().st_mode & 0o077 == 0 for path in private)
+    assert [path for path in written if path not in private and SECRET.encode() in path.read_bytes()] == []
+
+
 def test_corpus_inside_its_own_workdir(call: Any, write_config: Any, tmp_path: Path) -> None:
     (tmp_path / "work").mkdir()
     (tmp_path / "work" / "tweets.csv").write_text("id,text\n1,a\n")
@@ -900,6 +942,28 @@ def test_sigterm_while_embedding_keeps_what_was_finished(
     assert (workdir / "negatives.parquet").read_bytes() == (finished.workdir / "negatives.parquet").read_bytes()
 
 
+@pytest.mark.slow
+def test_shares_side_by_side_make_what_one_makes(call: Any, write_config: Any, finished: Any, tmp_path: Path) -> None:
+    """Two processes that begin with nothing: one imports and the other waits for it."""
+    workdir, config = tmp_path / "work", write_config()
+    command = [sys.executable, "-m", "scalemine", "embed", str(config), "--set", "compute.threads=1", "--share"]
+    both = [
+        subprocess.Popen([*command, f"{share}/2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for share in range(2)
+    ]
+    said = [process.communicate(timeout=280) for process in both]
+    assert [process.returncode for process in both] == [0, 0], said
+    kept = {path: path.stat().st_mtime_ns for path in workdir.glob("embeddings/*.arrow")}
+    assert call("embed", config).code == 0
+    for stage in ("corpus/shards", "embeddings"):
+        names = sorted(path.name for path in (finished.workdir / stage).glob("*.[ap]*") if path.suffix != ".json")
+        assert names == sorted(path.name for path in (workdir / stage).glob("*.[ap]*") if path.suffix != ".json")
+        assert len(names) > 1
+        for name in names:
+            assert (workdir / stage / name).read_bytes() == (finished.workdir / stage / name).read_bytes()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept  # found, not made again
+
+
 def test_a_failure_is_not_a_bad_input(
     call: Any, write_config: Any, few_tweets: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -1001,6 +1065,20 @@ def test_bad_submissions(call: Any, write_config: Any, tmp_path: Path, arguments
     assert ended.code == 2
     assert expected in ended.refusal
     assert not (tmp_path / "work").exists()
+
+
+def test_a_place_that_is_none(call: Any, write_config: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for place, expected in (("slurm", "sbatch: not found here"), ("kubernetes", "kubectl: not found here")):
+        ended = call(*SUBMIT, write_config(), "--to", place, "--set", "workdir=work", "--records", tmp_path / "records")
+        assert (ended.code, expected in ended.refusal) == (2, True)
+        assert not (tmp_path / "records").exists()
+    ended = call(*SUBMIT, write_config(), "--to", "moon")
+    assert ended.code == 2
+    assert "moon" in ended.err and "Traceback" not in ended.err
+    for command in ("status", "logs", "stop"):
+        ended = call(command, "mine-20200101-000000-abcd")
+        assert (ended.code, "no such job" in ended.refusal) == (2, True)
 
 
 def test_a_job_and_its_status_logs_and_stop(

@@ -19,6 +19,7 @@ import pytest
 from damage import damage
 from scalemine.config import CorpusConfig, InputError
 from scalemine.corpus import Corpus, check_import, import_corpus, open_corpus
+from scalemine.store import read_json, write_json
 
 TWEETS = [
     {"id": "11", "text": "Flood in the city centre, stay away", "lang": "en"},
@@ -283,7 +284,9 @@ def test_a_messy_folder_adds_up(tmp_path, seed):
 
 
 @pytest.mark.parametrize(
-    ("num_files", "num_records"), [(25, 80), pytest.param(250, 400, marks=pytest.mark.slow)], ids=["2,000", "100,000"]
+    ("num_files", "num_records"),
+    [(25, 80), pytest.param(250, 400, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])],
+    ids=["2,000", "100,000"],
 )
 def test_damaged_files_are_imported_or_refused(tmp_path, num_files, num_records):
     endings = [".jsonl", ".csv", ".tsv", ".parquet", ".txt", ".jsonl.gz", ".csv.zst", ".txt.bz2", ".json"]
@@ -349,6 +352,16 @@ def test_a_damaged_corpus_is_read_or_refused(tmp_path, num_seeds):
             assert found == expected or path.suffix == ".json", seed
         path.write_bytes(content)
     assert num_seeds / 4 < refused < num_seeds
+
+
+@pytest.mark.parametrize("name", ["../../00000", "/etc/00000", "..", "", 5])
+def test_a_corpus_names_nothing_outside_its_folder(tmp_path, name):
+    corpus = make(tmp_path, TWEETS)
+    facts = read_json(corpus.folder / "corpus.json")
+    facts["shards"][0]["name"] = name
+    write_json(corpus.folder / "corpus.json", facts)
+    with pytest.raises(InputError, match=r"corpus.json: damaged .* is no name of a shard"):
+        open_corpus(corpus.folder)
 
 
 def test_rejects_say_where_and_why(tmp_path):

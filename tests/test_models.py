@@ -278,3 +278,22 @@ def test_settings_change_with_what_decides(tmp_path):
         assert settings_with(**changed) != before
     (tmp_path / "model.safetensors").write_bytes(b"two")
     assert settings_with() != before
+
+
+@pytest.mark.parametrize(
+    ("modules", "expected"),
+    [
+        ('[{"path": "../other"}]', "which is not in the model's folder"),
+        ('[{"path": "/etc"}]', "which is not in the model's folder"),
+        ('[{"path": 1}]', "damaged"),
+        ("[{}]", "damaged"),
+        ("{", "damaged"),
+    ],
+)
+def test_modules_lie_in_the_models_folder(tmp_path, modules, expected):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(b"")
+    (folder / "modules.json").write_text(modules)
+    with pytest.raises(InputError, match=expected):
+        find_model(str(folder))

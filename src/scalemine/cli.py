@@ -594,6 +594,7 @@ def submit(
     """Send a stage to where it runs; what is finished already is not done again."""
     from scalemine.bucket import is_mirrored
     from scalemine.config import InputError
+    from scalemine.redaction import redact_text
     from scalemine.submit import kubernetes
     from scalemine.submit.job import make_job
     from scalemine.submit.plan import describe_job
@@ -617,8 +618,8 @@ def submit(
         kubernetes.check_paths(job, str(loaded.workdir))
     if dry_run:
         for name, text in render(job, to.value, config).items():
-            print(f"# {job.home / name}\n{text}")
-        print("\n".join(f"# {line}" for line in describe_job(job, loaded)))
+            print(redact_text(f"# {job.home / name}\n{text}"))
+        print(redact_text("\n".join(f"# {line}" for line in describe_job(job, loaded))))
         return
     sent = send(job, to.value, config)
     print(f"job {sent.id} was sent to {to.value}; scalemine status|logs|stop {sent.id}", flush=True)

@@ -128,6 +128,8 @@ def open_corpus(folder: Path) -> Corpus:
         if is_uri(str(facts["shards_in"])):
             home = mirror_of(facts["shards_in"])
             bucket.attach(home)
+        if strange := [entry["name"] for entry in facts["shards"] if not store.is_plain_name(entry["name"])]:
+            raise ValueError(f"{strange[0]!r} is no name of a shard")
         shards = tuple(
             Shard(entry["name"], _shard_path(home, entry["name"]), int(entry["rows"]), str(entry["sha256"]))
             for entry in facts["shards"]

@@ -163,7 +163,12 @@ def _refuse_pickles(folder: Path, name: str, key: str) -> None:
     modules = folder / "modules.json"
     parts = [folder]
     if modules.exists():
-        parts = [folder / module["path"] for module in json.loads(modules.read_text(encoding="utf-8"))]
+        try:
+            parts = [folder / module["path"] for module in json.loads(modules.read_text(encoding="utf-8"))]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{key}: {modules}: damaged ({first_line(error)}); get the model again") from None
+        if outside := [part for part in parts if not part.resolve().is_relative_to(folder.resolve())]:
+            raise InputError(f"{key}: {modules} names {outside[0]}, which is not in the model's folder")
     for part in parts:
         if list(part.glob("*.bin")) and not list(part.glob("*.safetensors")):
             raise InputError(

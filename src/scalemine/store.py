@@ -19,7 +19,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from scalemine import bucket
 from scalemine.config import InputError
@@ -105,6 +107,32 @@ def read_json(path: Path) -> Json:
         raise InputError(
             f"{path}: damaged, no JSON ({str(error)[:80]}); put it back, or remove its folder and run again"
         ) from None
+
+
+KindT = TypeVar("KindT")
+
+
+def read_as(path: Path, kind: type[KindT]) -> KindT:
+    """Return the value in a JSON file as a dataclass or typed dictionary; each value is checked.
+
+    Raises:
+        InputError: It is not of this kind.
+        FileNotFoundError: It is not there.
+    """
+    values = read_json(path)
+    try:
+        return TypeAdapter(kind).validate_python(values)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        at = ".".join(map(str, first["loc"]))[:80] or "all of it"
+        raise InputError(
+            f"{path}: damaged ({at}: {first['msg'][:80]}); put it back, or remove its folder and run again"
+        ) from None
+
+
+def is_plain_name(name: object) -> bool:
+    """Return whether that is the name of a file or folder in another, and not a way out of it."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not re.search(r"[/\\\0]", name)
 
 
 def file_sha256(path: Path) -> str:

@@ -41,7 +41,10 @@ def begin(script, number, restarts, task=None):
                                    stdin=subprocess.DEVNULL, start_new_session=True)
     (notes / "pid").write_text(str(process.pid))
 
-if name == "sbatch":
+if name == "sbatch" and (notes / "waiting").exists():
+    (notes / "pid").write_text("0")
+    print("4711")
+elif name == "sbatch":
     script = arguments[-1]
     array = re.fullmatch(r"0-(\d+)", options(script).get("array", ""))
     for task in range(int(array[1]) + 1) if array else [None]:
@@ -57,11 +60,21 @@ elif name == "scontrol" and arguments[0] == "show":
 elif name == "scontrol" and arguments[0] == "requeue":
     begin(os.environ["SCRIPT"], arguments[1], int(os.environ["SLURM_RESTART_COUNT"]) + 1)
 elif name == "squeue":
+    if (notes / "waiting").exists():
+        print("PENDING")
+        sys.exit()
     pid = int((notes / "pid").read_text())
     if os.path.exists("/proc/%d" % pid):
         print("RUNNING")
-elif name == "scancel" and "--signal=TERM" in arguments:
-    os.kill(int((notes / "pid").read_text()), 15)
+elif name == "scancel":
+    # As the real one: what is not in the queue is refused; with a state, what is in another one is let be.
+    waiting, pid = notes / "waiting", int((notes / "pid").read_text())
+    if not waiting.exists() and not os.path.exists("/proc/%d" % pid):
+        sys.exit("scancel: error: Kill job error on job id 4711: Invalid job id specified")
+    if waiting.exists() and "--state=PENDING" in arguments:
+        waiting.unlink()
+    elif not waiting.exists() and "--state=RUNNING" in arguments:
+        os.kill(pid, 15)
 """
 
 RAY = r"""

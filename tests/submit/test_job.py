@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from damage import damage
 from scalemine.config import Config, InputError
+from scalemine.store import read_json, write_json
 from scalemine.submit.job import (
     EXIT,
     Job,
@@ -16,6 +19,7 @@ from scalemine.submit.job import (
     make_job,
     new_id,
     read_log,
+    read_record,
     settings_of,
     write_files,
     write_record,
@@ -107,6 +111,52 @@ def test_a_file_that_is_no_record(tmp_path: Path) -> None:
         (tmp_path / "x.json").write_text(text)
         with pytest.raises(InputError, match="no record of a job"):
             find_job(str(tmp_path / "x.json"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"id": "../x"}, {"id": "other"}, {"target": "moon"}, {"shares": -1}, {"shares": "x"}, {"handle": {}},
+        {"handle": {"slurm": "--user=root"}}, {"handle": {"slurm": "1", "more": "2"}}, {"submitted": None},
+        {"target": "kubernetes", "handle": {"namespace": "--all", "name": "x"}},
+        {"target": "local", "handle": {"pid": -1, "started": 1.0}},
+        {"target": "ray", "handle": {"address": "file:///etc", "token": None}},
+    ],
+)  # fmt: skip
+def test_a_record_that_was_tampered_with(tmp_path: Path, change: dict[str, Any]) -> None:
+    job, _ = record(tmp_path)
+    path = job.records / f"{job.id}.json"
+    write_json(path, read_json(path) | change)
+    with pytest.raises(InputError, match="no record of a job"):
+        read_record(path)
+
+
+@pytest.mark.parametrize("seeds", [range(200), pytest.param(range(200, 5_000), marks=pytest.mark.slow)])
+def test_damaged_records_are_read_or_refused_in_one_line(tmp_path: Path, seeds: range) -> None:
+    job, sent = record(tmp_path)
+    path, refused = job.records / f"{job.id}.json", 0
+    content = path.read_bytes()
+    for seed in seeds:
+        path.write_bytes(damage(content, random.Random(seed)))
+        try:
+            found = read_record(path)
+        except InputError as error:
+            assert "\n" not in str(error), seed
+            refused += 1
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {path.read_bytes()!r}") from error
+        else:
+            assert (found.id, found.home) == (sent.id, sent.home), seed
+    assert len(seeds) / 4 < refused < len(seeds)
+
+
+def test_a_record_that_others_may_read_shows_no_secret(tmp_path: Path) -> None:
+    config = Config.model_validate({"workdir": tmp_path / "work"})
+    job = make_job("mine", tmp_path / "c.yaml", config, ["why=https://me:planted@host/", "seed=3"], GPUS)
+    sent = write_record(job, "slurm", {"slurm": "1"})
+    text = (job.records / f"{sent.id}.json").read_text()
+    assert "planted" not in text
+    assert '"seed=3"' in text
 
 
 def test_the_configuration_is_kept_as_it_was_and_to_oneself(tmp_path: Path) -> None:

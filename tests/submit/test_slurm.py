@@ -157,6 +157,28 @@ def test_who_stops_a_job_does_not_want_it_again(notes: Path, tmp_path: Path) -> 
     assert [call[0] for call in called(notes, "scontrol")] == ["show"]
 
 
+def test_a_job_that_is_stopped_while_it_waits(notes: Path, tmp_path: Path) -> None:
+    (notes / "waiting").touch()
+    job, source = plain_job(tmp_path)
+    sent = submit(job, "slurm", source)
+    assert slurm.state(sent) == "waiting"
+    slurm.stop(sent)
+    assert slurm.state(sent) == "stopped"
+    slurm.stop(sent)  # once more does no harm
+    assert called(notes, "stage") == []
+
+
+def test_who_stops_a_job_that_runs_out_of_time_does_not_want_it_again(notes: Path, tmp_path: Path) -> None:
+    (notes / "lasting").touch()
+    job, source = plain_job(tmp_path)
+    sent = submit(job, "slurm", source)
+    until(lambda: called(notes, "stage"))
+    signal_batch(notes, signal.SIGUSR1)
+    slurm.stop(sent)
+    until(lambda: slurm.state(sent) == "stopped")
+    assert [call[0] for call in called(notes, "scontrol")] == ["show"]
+
+
 @pytest.mark.parametrize("code", [1, 2, 127, 143])
 def test_a_failure_is_told(notes: Path, tmp_path: Path, code: int) -> None:
     (notes / "code").write_text(str(code))

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from damage import damage
 from scalemine.config import InputError
-from scalemine.store import Workdir
+from scalemine.store import Workdir, is_plain_name
 from scalemine.sweep.plan import PLAN, Plan, PlannedRun, PlannedTrial, find_sweep, find_sweeps, read_plan, value_at
 
 
@@ -28,10 +31,11 @@ def plan_of(*trials: PlannedTrial, **others: Any) -> Plan:
 
 WORDS = st.text(max_size=8)
 SEEDS = st.integers(0, 2**63 - 1)
-RUNS = st.builds(PlannedRun, SEEDS, st.none() | st.integers(0, 9), WORDS)
+NAMES = WORDS.filter(is_plain_name)
+RUNS = st.builds(PlannedRun, SEEDS, st.none() | st.integers(0, 9), NAMES)
 VALUES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | WORDS
 TRIALS = st.builds(
-    PlannedTrial, WORDS, st.none() | WORDS, st.dictionaries(WORDS, VALUES, max_size=3), st.none() | st.integers(1, 9),
+    PlannedTrial, NAMES, st.none() | WORDS, st.dictionaries(WORDS, VALUES, max_size=3), st.none() | st.integers(1, 9),
     st.lists(RUNS, max_size=3).map(tuple),
 )  # fmt: skip
 
@@ -47,6 +51,40 @@ def test_a_plan_is_read_as_it_was_written(tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("plan")
     plan.write(folder)
     assert read_plan(folder) == plan
+
+
+@pytest.mark.parametrize("name", ["../x", "/etc", "..", ".", "", "a/b", "a\\b", "\0"])
+def test_a_plan_names_nothing_outside_its_folder(tmp_path: Path, name: str) -> None:
+    for one in (trial(name), replace(trial("a"), runs=(PlannedRun(7, None, name),))):
+        plan_of(one).write(tmp_path)
+        with pytest.raises(InputError, match=r"plan.json: damaged \(.* is no name\)"):
+            read_plan(tmp_path)
+
+
+@pytest.mark.parametrize("values", [{"concurrency": 0}, {"seeds": ()}, {"folds": -1}])
+def test_a_plan_that_cannot_be(tmp_path: Path, values: dict[str, Any]) -> None:
+    plan_of(trial("a"), **values).write(tmp_path)
+    with pytest.raises(InputError, match=r"plan.json: damaged"):
+        read_plan(tmp_path)
+
+
+@pytest.mark.parametrize("seeds", [range(200), pytest.param(range(200, 5_000), marks=pytest.mark.slow)])
+def test_damaged_plans_are_read_or_refused_in_one_line(tmp_path: Path, seeds: range) -> None:
+    plan_of(trial("a", lr=0.1), trial("b", lr=0.2, arm="x", stopped=1), folds=2).write(tmp_path)
+    path, refused = tmp_path / PLAN, 0
+    content = path.read_bytes()
+    for seed in seeds:
+        path.write_bytes(damage(content, random.Random(seed)))
+        try:
+            found = read_plan(tmp_path)
+        except InputError as error:
+            assert "\n" not in str(error), seed
+            refused += 1
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {path.read_bytes()!r}") from error
+        else:
+            assert all(isinstance(text, str) for text in found.labels().values()), seed
+    assert len(seeds) / 4 < refused < len(seeds)
 
 
 def test_runs_per_trial() -> None:

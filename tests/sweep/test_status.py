@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import socket
 import statistics
 import subprocess
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from damage import damage
+from scalemine.config import InputError
 from scalemine.store import STATE, Workdir, write_json
 from scalemine.sweep.plan import PROGRESS, Plan, PlannedRun, PlannedTrial, mark_of
 from scalemine.sweep.status import SILENCE, StatusReader, SweepStatus, TrialStatus, status_table
@@ -332,3 +335,26 @@ def test_a_table_hides_the_worst_but_not_what_is_under_way(tmp_path: Path) -> No
     assert [row[2].text for row in table.rows] == ["0.6000", "0.5000", "–"]
     whole = status_table(sweep.read(), most=6)
     assert (whole.caption, len(whole.rows)) == ("lr", 6)
+
+
+@pytest.mark.parametrize("seeds", [range(150), pytest.param(range(150, 3_000), marks=pytest.mark.slow)])
+def test_damaged_files_of_a_sweep_are_read_or_refused_in_one_line(tmp_path: Path, seeds: range) -> None:
+    sweep = Sweep(tmp_path, "ab")
+    sweep.begin("a-0-7", epoch=3)
+    sweep.finish("b-0-7", 0.5)
+    runs, refused = sweep.workdir.runs, 0
+    files = [sweep.folder / PROGRESS, mark_of(runs / "a-0-7"), runs / "a-0-7" / STATE]
+    contents = {path: path.read_bytes() for path in files}
+    for seed in seeds:
+        chance = random.Random(seed)
+        path = chance.choice(files)
+        path.write_bytes(damage(contents[path], chance))
+        try:
+            assert sweep.read().line()
+        except InputError as error:
+            assert "\n" not in str(error), seed
+            refused += 1
+        except Exception as error:
+            raise AssertionError(f"seed {seed}, {path.name}: {path.read_bytes()!r}") from error
+        path.write_bytes(contents[path])
+    assert 0 < refused < len(seeds)

@@ -39,7 +39,7 @@ def start(monkeypatch, *codes: str) -> None:
     """Have processes run some code, which is given the spec's path, in place of a worker's."""
     prelude = "import json, os, pathlib, signal, sys, time; spec = pathlib.Path(sys.argv[1]); run = spec.parent\n"
 
-    def start_workers(_config, spec):
+    def start_workers(_config, spec, _meeting):
         return [subprocess.Popen([sys.executable, "-Sc", prelude + code, str(spec)]) for code in codes]
 
     monkeypatch.setattr(module, "_start_workers", start_workers)
@@ -134,6 +134,7 @@ class RayTrainer:
     def __init__(self, monkeypatch, fit) -> None:
         self.fit = fit
         monkeypatch.setattr(module, "ray_session", lambda *_, **__: contextlib.nullcontext())
+        monkeypatch.setattr(module, "own_address", lambda: "127.0.0.1")
         monkeypatch.setattr(module, "_make_ray_trainer", lambda *_: self)
 
 
@@ -197,14 +198,14 @@ def test_room_for_the_processes_of_ray(tmp_path, stage, monkeypatch, caplog, the
     values = {"workdir": str(tmp_path), "train": {"train_uri": "x", "processes": 2, "device": device}}
     values["compute"] = {"executor": "ray"}
     if said is None:
-        assert module._make_ray_trainer(Config.model_validate(values), stage, 3) is not None
+        assert module._make_ray_trainer(Config.model_validate(values), stage, 3, {}) is not None
         return
     with pytest.raises(InputError, match=f"^{said}$"):
-        module._make_ray_trainer(Config.model_validate(values), stage, 3)
+        module._make_ray_trainer(Config.model_validate(values), stage, 3, {})
     # A cluster may grow.
     values["compute"]["address"] = "10.0.0.1:6379"
     with caplog.at_level("WARNING", logger="scalemine"):
-        assert module._make_ray_trainer(Config.model_validate(values), stage, 3) is not None
+        assert module._make_ray_trainer(Config.model_validate(values), stage, 3, {}) is not None
     assert caplog.messages == [f"{said}: waiting until the cluster has them"]
 
 
@@ -215,12 +216,14 @@ def test_a_process_of_ray_that_fails_is_known_to_have_failed(tmp_path, monkeypat
     monkeypatch.setattr(worker, "work", lambda path, request: asked.append((path, request.requested)) or went_well)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "home").mkdir()
-    given = {"home": str(tmp_path / "home"), "spec": str(tmp_path / module.SPEC), "threads": 3}
+    monkeypatch.setattr(module, "_place_in_ray", lambda: {"RANK": "1"})
+    monkeypatch.setenv("RANK", "0")
+    given = {"home": str(tmp_path / "home"), "spec": str(tmp_path / module.SPEC), "threads": 3, "meeting": {}}
     with contextlib.nullcontext() if went_well else pytest.raises(RuntimeError, match="said in a file"):
         module._work_in_ray(given)
     assert asked == [(tmp_path / module.SPEC, False)]
     assert (tmp_path / module.BEGUN).exists()
-    assert os.environ["OMP_NUM_THREADS"] == "3"
+    assert (os.environ["OMP_NUM_THREADS"], os.environ["RANK"]) == ("3", "1")
     assert Path.cwd() == tmp_path / "home"  # relative paths are as for who began the run
 
 
@@ -235,6 +238,43 @@ def test_two_processes_score_another_test_set(data, tmp_path):
     [after] = run_training(config(data, tmp_path, epochs=2, test_uris=tests, processes=2))
     assert after["metrics"]["more"]["num_tweets"] == 40
     assert after["processes"] == 2
+
+
+MEETS = """
+import os, sys
+import torch.distributed as dist
+dist.init_process_group("gloo")
+total = [None] * dist.get_world_size()
+dist.all_gather_object(total, dist.get_rank())
+print(total, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_processes_meet_where_no_other_machine_reaches_them() -> None:
+    with module._meeting_point("127.0.0.1") as meeting:
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-c", MEETS], env=os.environ | meeting | {"RANK": str(rank), "WORLD_SIZE": "2"},
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            )
+            for rank in range(2)
+        ]  # fmt: skip
+        try:
+            assert [process.stdout.readline() for process in ranks] == ["[0, 1]\n", "[0, 1]\n"]
+            listening = [
+                (process.pid, one.laddr.ip)
+                for process in (psutil.Process(), *(psutil.Process(rank.pid) for rank in ranks))
+                for one in process.net_connections("inet")
+                if one.status == psutil.CONN_LISTEN and one.laddr.port != 0
+            ]
+            here = [ip for pid, ip in listening if pid == os.getpid()]
+            assert "127.0.0.1" in here  # the store
+            # A Ray session of other tests listens in this process, too; on loopback as well.
+            assert {ip.removeprefix("::ffff:") for _, ip in listening} == {"127.0.0.1"}
+        finally:
+            for process in ranks:
+                process.communicate()
 
 
 def test_a_stop_keeps_the_checkpoint(data, tmp_path):

@@ -12,19 +12,22 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from scalemine.config import Config, InputError
-from scalemine.store import Workdir, read_json, write_json
+from scalemine.redaction import redact
+from scalemine.store import Workdir, read_as, write_json
 from scalemine.submit.profile import Profile
 
 TargetName = Literal["local", "ray", "slurm", "kubernetes"]
 State = Literal["waiting", "running", "done", "failed", "stopped", "unknown"]
 
-# What a job's folder holds, beside what is sent.
-EXIT, LOG = "exit", "log"
+# What a job's folder holds, beside what is sent: its exit code, what it said, and that it was asked to stop.
+EXIT, LOG, ASKED = "exit", "log", "asked"
 # The exit code of a stage that a signal stopped.
 EXIT_STOPPED = 75
 
@@ -159,7 +162,7 @@ def write_record(job: Job, target: TargetName, handle: dict[str, Any]) -> Sent:
     """Write the record of a job that was sent."""
     values = {
         "id": job.id, "target": target, "stage": job.stage, "config": str(job.config), "folder": str(job.folder),
-        "settings": list(job.settings), "shares": job.shares, "profile": job.profile.model_dump(mode="json"),
+        "settings": redact(job.settings), "shares": job.shares, "profile": job.profile.model_dump(mode="json"),
         "submitted": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "handle": handle,
     }  # fmt: skip
     write_json(job.records / f"{job.id}.json", values)
@@ -173,12 +176,40 @@ def read_record(path: Path) -> Sent:
         InputError: That is no record of a job.
     """
     try:
-        values = read_json(path)
-        return Sent(
-            values["id"], values["target"], values["stage"], path.parent / values["id"], values["handle"], values
-        )
-    except (OSError, ValueError, KeyError, TypeError):
+        sent = read_as(path, _Record)
+    except (OSError, InputError):
         raise InputError(f"{path}: no record of a job") from None
+    # Names become paths, and what is handed over becomes words of a command line.
+    if sent.id != path.stem or not re.fullmatch(_NAME, sent.id) or not _is_handle(sent.target, sent.handle):
+        raise InputError(f"{path}: no record of a job (its names are not those that submit gives)")
+    return Sent(sent.id, sent.target, sent.stage, path.parent / sent.id, sent.handle, asdict(sent))
+
+
+@dataclass(frozen=True)
+class _Record:
+    """What is read of a job's record."""
+
+    id: str
+    target: TargetName
+    stage: str
+    handle: dict[str, Any]
+    shares: Annotated[int, Field(ge=1, le=100_000)] | None
+    submitted: str
+
+
+_NAME = r"[a-z0-9][a-z0-9-]*"
+# By what a job is called where it was sent to: each value in full.
+_HANDLES: dict[TargetName, dict[str, str]] = {
+    "local": {"pid": r"\d{1,9}", "started": r"[\d.e+]{1,30}"},
+    "ray": {"address": r"https?://\S+", "token": r"None|/.*"},
+    "slurm": {"slurm": r"\d+"},
+    "kubernetes": {"namespace": _NAME, "name": _NAME},
+}
+
+
+def _is_handle(target: TargetName, handle: dict[str, Any]) -> bool:
+    forms = _HANDLES[target]
+    return handle.keys() == forms.keys() and all(re.fullmatch(form, str(handle[key])) for key, form in forms.items())
 
 
 def find_jobs(workdir: Path) -> list[Sent]:
@@ -205,7 +236,7 @@ def find_job(name: str) -> Sent:
         return read_record(path)
     if path.is_dir() and path.with_name(f"{path.name}.json").exists():
         return read_record(path.with_name(f"{path.name}.json"))
-    if not re.fullmatch(r"[a-z0-9-]+", name):
+    if not re.fullmatch(_NAME, name):
         raise InputError(f"{name}: no such job (expected its name, or the path of its record, WORKDIR/jobs/NAME.json)")
     found = sorted({place.resolve() for place in _records(name)})
     if not found:
@@ -227,7 +258,7 @@ def exit_state(home: Path, name: str = EXIT) -> State | None:
     """Return how a job ended, by the file that its script leaves; None where there is none."""
     try:
         code = int((home / name).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return None
     return state_of_code(code)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import Field
 
 from scalemine.config import Config
 from scalemine.corpus import Corpus, Shard, open_corpus
@@ -15,7 +18,7 @@ from scalemine.pipeline import Run
 from scalemine.report.tables import duration
 from scalemine.shards import ShardJob
 from scalemine.sources import find_sources
-from scalemine.store import Workdir, read_json
+from scalemine.store import Workdir, read_as
 from scalemine.submit.job import Job
 
 # Tweets that the probe encodes.
@@ -67,16 +70,23 @@ def _describe_shards(job: Job, config: Config) -> list[str]:
     return [*lines, _estimate(config, corpus, todo, [one for one in facts.values() if one], workers)]
 
 
-def _facts(path: Path) -> dict[str, Any] | None:
-    found: dict[str, Any] | None = read_json(path) if path.exists() else None
-    return found
+def _facts(path: Path) -> _Facts | None:
+    return read_as(path, _Facts) if path.exists() else None
 
 
-def _estimate(config: Config, corpus: Corpus, todo: list[Shard], finished: list[dict[str, Any]], workers: int) -> str:
+@dataclass(frozen=True)
+class _Facts:
+    """What the manifest of a shard says of its pace."""
+
+    rows: Annotated[int, Field(ge=0)]
+    seconds: Annotated[float, Field(ge=0)] | None = None
+
+
+def _estimate(config: Config, corpus: Corpus, todo: list[Shard], finished: list[_Facts], workers: int) -> str:
     """Say how long the shards that are left take: in waves of as many as there are workers."""
     if not todo:
         return "estimate: all shards are embedded; what is left takes minutes at most"
-    paces = [one["rows"] / one["seconds"] for one in finished if one.get("seconds")]
+    paces = [one.rows / one.seconds for one in finished if one.rows and one.seconds]
     if paces:
         pace, source = statistics.median(paces), f"as {len(paces)} finished shard(s) of this workdir took"
     else:

@@ -140,4 +140,4 @@ def this_machine() -> Profile:
 def _memory_gib() -> int:
     import psutil
 
-    return max(1, psutil.virtual_memory().total >> 30)
+    return max(1, int(psutil.virtual_memory().total) >> 30)

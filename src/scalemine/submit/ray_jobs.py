@@ -164,7 +164,10 @@ def stop(sent: Sent) -> None:
 
 
 def _client_of(sent: Sent) -> contextlib.AbstractContextManager[Any]:
-    token = sent.handle["token"]
+    token, record = sent.handle["token"], sent.home.with_name(f"{sent.id}.json")
+    if token is not None and record.stat().st_uid != os.getuid():
+        # It says which file of yours goes to which address.
+        raise InputError(f"{record}: another user's job; only its owner can reach the cluster with its token")
     return _client(sent.handle["address"], None if token is None else Path(token))
 
 

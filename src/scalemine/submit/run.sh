@@ -71,7 +71,7 @@ start_ray() {
         hosts=(localhost)
     fi
     local options=(
-        --block --disable-usage-stats --num-cpus="$cpus" --num-gpus="$gpus" --object-store-memory=1000000000
+        --block --log-color=false --disable-usage-stats --num-cpus="$cpus" --num-gpus="$gpus" --object-store-memory=1000000000
         --min-worker-port=0 --max-worker-port=0 --dashboard-agent-listen-port=$((port + 1))
     )
     launch "${hosts[0]}" "${ray[@]}" start --head --node-ip-address="$address" --port="$port" \
@@ -108,7 +108,8 @@ clean_up() {
     if [ -n "$temporary" ]; then
         for node in "${hosts[@]}"; do (launch "$node" rm -rf -- "$temporary") || true; done
     fi
-    if [ "$code" = 75 ] && [ "$asked" = time ] && [ "$launcher" = srun ] && [ "${SLURM_RESTART_COUNT:-0}" -lt "$restarts" ]; then
+    if [ "$code" = 75 ] && [ "$asked" = time ] && [ ! -e "$home/asked" ] && [ "$launcher" = srun ] &&
+        [ "${SLURM_RESTART_COUNT:-0}" -lt "$restarts" ]; then
         echo "out of time: queued again, to go on"
         scontrol requeue "$SLURM_JOB_ID" && exit 75
     fi

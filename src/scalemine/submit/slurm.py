@@ -8,10 +8,12 @@ import subprocess
 from pathlib import Path
 
 from scalemine.config import InputError, RunError
-from scalemine.submit.job import EXIT, LOG, Job, Sent, State, exit_state, read_log
+from scalemine.submit.job import ASKED, EXIT, LOG, Job, Sent, State, exit_state, read_log
 from scalemine.submit.script import SCRIPT, write_script
 
 DESTINATION = "sbatch"
+# How a job of several shares ended: as the worst of them did.
+WORST_FIRST: tuple[State, ...] = ("failed", "stopped", "done")
 # sbatch splits its lines by rules of its own; none of these characters means anything to it.
 _PLAIN = re.compile(r"[\w./:,@%+=\-\[\]]*")
 
@@ -81,13 +83,14 @@ def state(sent: Sent) -> State:
     ended = [exit_state(sent.home, EXIT if shares is None else f"{EXIT}.{share}") for share in range(shares or 1)]
     states = {one for one in ended if one is not None}
     if None not in ended:
-        return next(one for one in ("failed", "stopped", "done") if one in states)  # type: ignore[return-value]
+        return next(one for one in WORST_FIRST if one in states)
     try:
         queued = _call(["squeue", "--noheader", "--jobs", sent.handle["slurm"], "--format", "%T"]).split()
     except RunError:  # squeue forgets jobs that have ended
         queued = []
     if not queued:
-        return "unknown" if not states else "failed"
+        # What waited when it was stopped never began, so it left no word of its end.
+        return "stopped" if (sent.home / ASKED).exists() else "failed" if states else "unknown"
     return "running" if set(queued) & {"RUNNING", "COMPLETING"} or states else "waiting"
 
 
@@ -98,9 +101,14 @@ def log(sent: Sent) -> str:
 
 def stop(sent: Sent) -> None:
     """Ask a job to stop: it finishes what is in flight; what waits in the queue leaves it."""
-    number = sent.handle["slurm"]
-    _call(["scancel", "--state=PENDING", number])
-    _call(["scancel", "--batch", "--signal=TERM", number])
+    # Whoever has run out of time in this moment is not queued again.
+    (sent.home / ASKED).touch()
+    for rest in (["--state=PENDING"], ["--state=RUNNING", "--batch", "--signal=TERM"]):
+        try:
+            _call(["scancel", *rest, sent.handle["slurm"]])
+        except RunError as error:  # it has ended, or there was no more of it than what waited
+            if "Invalid job id" not in str(error):
+                raise
 
 
 def _call(command: list[str]) -> str:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, Protocol
 
+from scalemine.config import InputError
 from scalemine.submit import kubernetes, local, ray_jobs, slurm
 from scalemine.submit.job import Job, Sent, State, TargetName, write_files, write_record
 
@@ -38,6 +40,13 @@ class Target(Protocol):
 TARGETS: dict[TargetName, Target] = {"local": local, "ray": ray_jobs, "slurm": slurm, "kubernetes": kubernetes}
 
 
+# What a job is handed to.
+_PROGRAMS: dict[TargetName, tuple[str, str]] = {
+    "slurm": ("sbatch", "call this on a login node of the cluster"),
+    "kubernetes": ("kubectl", "it is what reaches the Kubernetes cluster"),
+}
+
+
 def render(job: Job, target: TargetName, source: Path) -> dict[str, str]:
     """Return the files of a job, of which nothing is written yet.
 
@@ -61,8 +70,11 @@ def submit(job: Job, target: TargetName, source: Path) -> Sent:
         InputError: The job cannot go there.
     """
     files = render(job, target, source)
+    # What is amiss is said before anything is written.
     if target == "ray":
-        ray_jobs.token_file(job)  # before anything is written
+        ray_jobs.token_file(job)
+    elif target in _PROGRAMS and shutil.which(_PROGRAMS[target][0]) is None:
+        raise InputError("{}: not found here; {}".format(*_PROGRAMS[target]))
     write_files(job, source, files)
     return write_record(job, target, TARGETS[target].send(job))
 

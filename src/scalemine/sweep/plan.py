@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scalemine.config import InputError
-from scalemine.store import Workdir, fingerprint, read_json, read_result, write_json
+from scalemine.store import Workdir, fingerprint, is_plain_name, read_as, read_json, read_result, write_json
 
 # Rises when the form of plan.json changes.
 FORMAT = 1
@@ -134,16 +134,19 @@ def read_plan(folder: Path) -> Plan:
     """Return the plan in a sweep's folder.
 
     Raises:
-        InputError: Another version wrote it.
+        InputError: Another version wrote it, or it is damaged.
     """
-    values = read_json(folder / PLAN)
-    if values.pop("format", None) != FORMAT:
-        raise InputError(f"{folder / PLAN}: written by another version; scalemine sweep writes it anew")
-    trials = tuple(
-        PlannedTrial(**{**trial, "runs": tuple(PlannedRun(**run) for run in trial["runs"])})
-        for trial in values.pop("trials")
-    )
-    return Plan(**{**values, "seeds": tuple(values["seeds"])}, trials=trials)
+    path = folder / PLAN
+    if read_as(path, dict[str, Any]).get("format") != FORMAT:
+        raise InputError(f"{path}: written by another version; scalemine sweep writes it anew")
+    plan = read_as(path, Plan)
+    runs = [run.run for trial in plan.trials for run in trial.runs]
+    # They become paths, in folders that others may write.
+    strange = [name for name in (*runs, *(trial.name for trial in plan.trials)) if not is_plain_name(name)]
+    if strange or not plan.seeds or plan.concurrency < 1 or plan.folds < 0:
+        said = f"{strange[0]!r} is no name" if strange else "no seeds, runs at a time, or folds"
+        raise InputError(f"{path}: damaged ({said[:80]}); scalemine sweep writes it anew")
+    return plan
 
 
 def _short(value: object) -> str:

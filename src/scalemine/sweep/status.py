@@ -10,13 +10,14 @@ import time
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import psutil
+from pydantic import Field
 
 from scalemine.config import InputError
 from scalemine.report.tables import MISSING, Cell, Column, Table, counted, duration, plain_name
-from scalemine.store import RESULT, STATE, Workdir, read_json
+from scalemine.store import RESULT, STATE, Workdir, read_as, read_json
 from scalemine.sweep.plan import PROGRESS, Plan, PlannedRun, PlannedTrial, mark_of, read_plan, value_at
 from scalemine.training.comparison import Summary, summarise
 
@@ -27,6 +28,25 @@ MOST_ROWS = 30
 
 
 State = Literal["running", "finished", "stopped", "failed", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a sweep says of itself while it runs: how it goes, when it last said so, and what was wrong, by run."""
+
+    state: State
+    updated: float
+    host: str
+    pid: int | str
+    failed: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Which process is at a run."""
+
+    host: str
+    pid: Annotated[int, Field(ge=0, lt=2**31)]
 
 
 @dataclass(frozen=True)
@@ -114,9 +134,9 @@ class StatusReader:
     def read(self) -> SweepStatus:
         """Return how far it has come."""
         plan, progress = read_plan(self._folder), self._progress()
-        is_silent = progress["state"] == "running" and time.time() - progress["updated"] > SILENCE
-        state: State = "interrupted" if is_silent else progress["state"]
-        failed: dict[str, str] = progress["failed"]
+        is_silent = progress.state == "running" and time.time() - progress.updated > SILENCE
+        state: State = "interrupted" if is_silent else progress.state
+        failed = progress.failed
         trials = tuple(self._trial(plan, trial, state == "running", failed) for trial in plan.trials)
         unfinished = sum(one.wanted - one.done - one.failed for one in trials)
         if state != "finished":  # a search that proposes one trial twice makes fewer
@@ -124,15 +144,15 @@ class StatusReader:
         waiting = unfinished - sum(len(one.running) for one in trials)
         seconds = [seconds for _, _, seconds in self._results.values() if not math.isnan(seconds)]
         left = statistics.median(seconds) * unfinished / plan.concurrency if seconds else None
-        where = f"process {progress['pid']} on {progress['host']}"
+        where = f"process {progress.pid} on {progress.host}"
         return SweepStatus(plan, state, where, trials, waiting, failed, left)
 
-    def _progress(self) -> Any:  # noqa: ANN401  JSON
+    def _progress(self) -> Progress:
         path = self._folder / PROGRESS
         if path.exists():
-            return read_json(path)
+            return read_as(path, Progress)
         since = path.parent.stat().st_mtime
-        return {"state": "running", "updated": since, "host": MISSING, "pid": MISSING, "failed": {}}
+        return Progress("running", since, MISSING, MISSING, {})
 
     def _trial(self, plan: Plan, trial: PlannedTrial, is_alive: bool, failed: Mapping[str, str]) -> TrialStatus:
         values: dict[tuple[Hashable, Hashable], float] = {}
@@ -169,18 +189,19 @@ class StatusReader:
     def _is_at_work(self, run: PlannedRun) -> bool:
         """Say whether a process is at a run; one that was killed has left its mark."""
         try:
-            mark = read_json(mark_of(self._workdir.runs / run.run))
+            mark = read_as(mark_of(self._workdir.runs / run.run), Mark)
         except FileNotFoundError:
             return False
-        return mark["host"] != socket.gethostname() or bool(psutil.pid_exists(mark["pid"]))
+        return mark.host != socket.gethostname() or bool(psutil.pid_exists(mark.pid))
 
     def _under_way(self, run: PlannedRun) -> str:
         """Say which run it is, and in which epoch."""
         parts = [] if run.fold is None else [f"fold {run.fold + 1}"]
         parts.append(f"seed {run.seed}")
         path = self._workdir.runs / run.run / STATE
-        with contextlib.suppress(FileNotFoundError):  # no checkpoint yet, or finished just now
-            epochs = read_json(path)["progress"]["epoch"]
+        # No checkpoint yet, or finished just now; one that is damaged says nothing of it.
+        with contextlib.suppress(FileNotFoundError, InputError, KeyError, TypeError):
+            epochs = int(read_json(path)["progress"]["epoch"])
             parts.append(f"({counted(epochs, 'epoch', 'epochs')} done)")
         return " ".join(parts)
 

@@ -13,16 +13,18 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
+import psutil
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import InitProcessGroupKwargs
 from filelock import FileLock, Timeout
 
 from scalemine.config import Config, InputError, RunError
-from scalemine.executor import Stopped, StopRequest, num_cores, ray_session
+from scalemine.executor import Stopped, StopRequest, num_cores, own_address, ray_session
 from scalemine.models import device_name, precision_name
 from scalemine.store import Stage, read_json, remove, write_json
 
@@ -144,7 +146,12 @@ def launch(config: Config, fold: int | None, stage: Stage, signals: StopRequest 
 
 def _run_here(config: Config, spec: Path, signals: StopRequest | None) -> str | None:
     """Run the processes on this machine; return what is to be said of a failure that left no file."""
-    workers = _start_workers(config, spec)
+    with _meeting_point("127.0.0.1") as meeting:
+        return _watch(_start_workers(config, spec, meeting), signals)
+
+
+def _watch(workers: list[subprocess.Popen[bytes]], signals: StopRequest | None) -> str | None:
+    """Wait until the processes have ended, and pass a request to stop on to them."""
     told = False
     try:
         while any(worker.poll() is None for worker in workers):
@@ -164,16 +171,39 @@ def _run_here(config: Config, spec: Path, signals: StopRequest | None) -> str | 
     return f"a process ended with code {codes[0]}; see what it said above" if codes else None
 
 
-def _start_workers(config: Config, spec: Path) -> list[subprocess.Popen[bytes]]:
+@contextlib.contextmanager
+def _meeting_point(host: str) -> Iterator[dict[str, str]]:
+    """Give the variables by which the processes of a run find one another, at a store in this process.
+
+    One that the first of them started would listen on all interfaces, and let in whoever comes.
+    """
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    with socket.create_server((host, 0)) as server:
+        port = server.getsockname()[1]
+        # The store closes what it is given.
+        store = TCPStore(host, port, is_master=True, wait_for_workers=False, master_listen_fd=os.dup(server.fileno()))
+        found = {
+            "MASTER_ADDR": host, "MASTER_PORT": str(port),
+            "TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RESTART_COUNT": "0",
+        }  # fmt: skip
+        if ip_address(host).is_loopback:
+            # Else what they exchange goes by the address that the name of this machine has.
+            found |= dict.fromkeys(("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"), _interface_of(host))
+        yield found
+        del store
+
+
+def _interface_of(host: str) -> str:
+    return next(str(name) for name, them in psutil.net_if_addrs().items() if any(one.address == host for one in them))
+
+
+def _start_workers(config: Config, spec: Path, meeting: Mapping[str, str]) -> list[subprocess.Popen[bytes]]:
     """Start the processes of a run, each in a session of its own: Ctrl-C reaches them through this process, once."""
     world = config.train.processes
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads_of_process(config)),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        **meeting,
         "WORLD_SIZE": str(world),
         "LOCAL_WORLD_SIZE": str(world),
     }
@@ -194,8 +224,10 @@ def _run_by_ray(config: Config, stage: Stage, signals: StopRequest | None) -> st
         remove(left)
     errors: list[BaseException] = []
     try:
-        with ray_session(config.compute, num_cpus=config.train.processes * threads):
-            trainer = _make_ray_trainer(config, stage, threads)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(ray_session(config.compute, num_cpus=config.train.processes * threads))
+            meeting = stack.enter_context(_meeting_point(own_address()))
+            trainer = _make_ray_trainer(config, stage, threads, meeting)
 
             def fit() -> None:
                 try:
@@ -218,14 +250,23 @@ def _run_by_ray(config: Config, stage: Stage, signals: StopRequest | None) -> st
     return f"Ray Train failed: {str(errors[0]).strip().splitlines()[-1]}" if errors else None
 
 
-def _make_ray_trainer(config: Config, stage: Stage, threads: int) -> Any:  # noqa: ANN401  of Ray
+def _make_ray_trainer(config: Config, stage: Stage, threads: int, meeting: Mapping[str, str]) -> Any:  # noqa: ANN401  of Ray
     """Return what runs ``_work_in_ray`` in each process.
 
     Raises:
         InputError: This machine has too few GPUs.
     """
     import ray.train
+    from ray.train.backend import Backend
     from ray.train.torch import TorchConfig, TorchTrainer
+
+    class WithoutGroup(Backend):  # type: ignore[misc]
+        """Starts no store of its own, as it would be open to all."""
+
+        share_cuda_visible_devices = True
+
+    class OwnGroup(TorchConfig):  # type: ignore[misc]
+        backend_cls = WithoutGroup
 
     world, there = config.train.processes, ray.cluster_resources()
     on_gpu = there.get("GPU", 0) > 0 and config.train.device != "cpu"
@@ -238,8 +279,13 @@ def _make_ray_trainer(config: Config, stage: Stage, threads: int) -> Any:  # noq
             logger.warning("%s: waiting until the cluster has them", said)
     return TorchTrainer(
         _work_in_ray,
-        train_loop_config={"home": str(Path.cwd()), "spec": str(stage.file(SPEC).absolute()), "threads": threads},
-        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        train_loop_config={
+            "home": str(Path.cwd()),
+            "spec": str(stage.file(SPEC).absolute()),
+            "threads": threads,
+            "meeting": meeting,
+        },
+        torch_config=OwnGroup(),
         scaling_config=ray.train.ScalingConfig(num_workers=world, use_gpu=on_gpu, resources_per_worker=of_each),
         # Its own files are of no use to us: what is resumed is our checkpoint.
         run_config=ray.train.RunConfig(
@@ -248,9 +294,24 @@ def _make_ray_trainer(config: Config, stage: Stage, threads: int) -> Any:  # noq
     )
 
 
+def _place_in_ray() -> dict[str, str]:
+    """Return the variables that say which process of a run this is, as torchrun names them."""
+    import ray.train
+    import ray.train.torch
+
+    context = ray.train.get_context()
+    return {
+        "RANK": str(context.get_world_rank()),
+        "WORLD_SIZE": str(context.get_world_size()),
+        "LOCAL_RANK": str(context.get_local_rank()),
+        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
+        "ACCELERATE_TORCH_DEVICE": str(ray.train.torch.get_device()),
+    }
+
+
 def _work_in_ray(given: dict[str, Any]) -> None:
     """Do one process's part; the environment says which it is."""
-    os.environ["OMP_NUM_THREADS"] = str(given["threads"])
+    os.environ.update(given["meeting"], OMP_NUM_THREADS=str(given["threads"]), **_place_in_ray())
     os.chdir(given["home"])  # Ray has put it elsewhere, and paths are taken from where the run was begun
     spec = Path(given["spec"])
     spec.with_name(BEGUN).touch()
