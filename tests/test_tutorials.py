@@ -33,7 +33,7 @@ def test_commands_and_files_are_such_as_there_are(tutorial: Path) -> None:
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     seen = 0
     for language, name, text in blocks(tutorial):
-        assert language in ("sh", "yaml", "python"), f"a block of {language or 'no language'} would not be run"
+        assert language in ("sh", "yaml", "python", "text"), f"a block of {language or 'no language'} would not be run"
         assert bool(name) == (language != "sh"), f"{language} {name}"
         if language == "yaml" and "workdir" in (values := yaml.safe_load(text)):
             Config.model_validate(values)
