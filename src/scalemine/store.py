@@ -8,6 +8,7 @@ last, so it is the commit point, and what has none is made again.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from scalemine.config import InputError
+from scalemine.config import DiskFullError, InputError
 
 Json = Any
 
@@ -37,17 +38,42 @@ FILE_MODE = _file_mode()
 
 @contextlib.contextmanager
 def write_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder; on success it is synced and takes the name ``path`` at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Give a temporary path in the same folder; on success it is synced and takes the name ``path`` at once.
+
+    Raises:
+        DiskFullError: There is no room for it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+    with disk_full_said(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(FILE_MODE)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_full_said(path: Path) -> Iterator[None]:
+    """Say in one line that there is no room for a path.
+
+    Raises:
+        DiskFullError: That is so.
+    """
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(FILE_MODE)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except DiskFullError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFullError(
+            f"{path}: cannot be written, the disk or its quota is full ({error.strerror or error}); make room and "
+            f"call again, what was finished is kept"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -215,9 +215,10 @@ def encode_corpus(
     for failed, error in run_shards(executor, worker, jobs, on_rows, count):
         logger.warning("shard %s fails; looking for the row that breaks it", failed.shard.name)
         poison = _find_poison(executor, worker, failed.shard)
-        if not poison:
-            raise RuntimeError(f"shard {failed.shard.name} fails, though each of its rows can be encoded:\n{error}")
+        # Where no row is to blame, its workers may have had bad luck: nodes that went away.
         again = run_shards(executor, worker, [ShardJob(failed.shard, skip=tuple(poison))], on_rows, count)
+        if again and not poison:
+            raise RuntimeError(f"shard {failed.shard.name} fails, though each of its rows can be encoded:\n{error}")
         if again:
             raise RuntimeError(
                 f"shard {failed.shard.name} fails also without rows {[r for r, _ in poison]}:\n{again[0][1]}"
