@@ -915,21 +915,35 @@ finally:
         assert min(seconds) < 1.5
 
 
-def test_sigterm_while_embedding_keeps_what_was_finished(
-    call: Any, write_config: Any, finished: Any, tmp_path: Path
+@pytest.mark.parametrize(
+    ("command", "executor", "number"),
+    [
+        ("mine", "inline", signal.SIGTERM),
+        pytest.param("mine", "ray", signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("mine", "inline", signal.SIGUSR1, marks=pytest.mark.slow),
+        pytest.param("embed", "ray", signal.SIGUSR1, marks=pytest.mark.slow),
+        pytest.param("embed", "inline", signal.SIGUSR1, marks=pytest.mark.slow),
+    ],
+)
+def test_a_signal_while_embedding_keeps_what_was_finished(
+    command: str, executor: str, number: signal.Signals, call: Any, write_config: Any, finished: Any, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "work"
     for stage in ("corpus", "anchors", "probe"):
         shutil.copytree(finished.workdir / stage, workdir / stage)
     config = write_config(workdir)
-    command = [sys.executable, "-m", "scalemine", "mine", str(config)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    called = [sys.executable, "-m", "scalemine", command, str(config), "--executor", executor]
+    # Ray reads the token of its sessions once; that of the tests is not for this one.
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    with subprocess.Popen(
+        called, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
         while not list(workdir.glob("embeddings/*.arrow.json")) and process.poll() is None:
             time.sleep(0.002)
-        process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=120)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=240)
     assert process.returncode == 75, err
-    assert "SIGTERM: finishing what is in flight, then stopping" in err
+    assert f"{number.name}: finishing what is in flight, then stopping" in err
     assert err.splitlines()[-1].startswith("scalemine: stopped; what was finished is kept: call again")
     assert "Traceback" not in err
     assert out == ""
@@ -937,6 +951,7 @@ def test_sigterm_while_embedding_keeps_what_was_finished(
     assert kept
     assert not (workdir / "negatives.parquet").exists()
 
+    assert call(command, config).code == 0
     assert call("mine", config).code == 0
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
     assert (workdir / "negatives.parquet").read_bytes() == (finished.workdir / "negatives.parquet").read_bytes()
@@ -962,6 +977,94 @@ def test_shares_side_by_side_make_what_one_makes(call: Any, write_config: Any, f
         for name in names:
             assert (workdir / stage / name).read_bytes() == (finished.workdir / stage / name).read_bytes()
     assert {path: path.stat().st_mtime_ns for path in kept} == kept  # found, not made again
+
+
+# A disk that is full, in earnest
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Return a function that gives a disk of so many bytes, or gives the one that is there another size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def give(size: int) -> Path:
+        how = f"remount,size={size}" if folder.is_mount() else f"size={size}"
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", how, "tmpfs", folder], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"no disk can be mounted here: {done.stderr.strip()}")
+        return folder
+
+    yield give
+    if folder.is_mount():
+        subprocess.run(["umount", folder], check=True)
+
+
+def used_bytes(folder: Path) -> int:
+    found = os.statvfs(folder)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can mount a disk")
+@pytest.mark.parametrize("executor", ["inline", pytest.param("ray", marks=pytest.mark.slow)])
+def test_a_full_disk_is_one_line_and_the_next_call_goes_on(
+    executor: str, call: Any, write_config: Any, finished: Any, small_disk: Any, request: pytest.FixtureRequest
+) -> None:
+    workdir = small_disk(2**26) / "work"
+    for stage in ("corpus", "anchors", "probe"):
+        shutil.copytree(finished.workdir / stage, workdir / stage)
+    config = write_config(workdir)
+    if executor == "ray":
+        request.getfixturevalue("ray_session")
+    # Room for a shard or two of four, and for what is small.
+    shard = (finished.workdir / "embeddings" / "00000.arrow").stat().st_size
+    small_disk(used_bytes(workdir) + 2 * shard + 100_000)
+    ended = call("mine", config, "--executor", executor)
+    assert ended.code == 1
+    assert "the disk or its quota is full" in ended.refusal
+    assert "make room and call again, what was finished is kept" in ended.refusal
+    assert not list(workdir.rglob("*.tmp"))
+    kept = {path: path.stat().st_mtime_ns for path in workdir.glob("embeddings/*.arrow.json")}
+    assert 1 <= len(kept) < 4
+
+    small_disk(2**26)
+    assert call("mine", config, "--executor", executor).code == 0
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert (workdir / "negatives.parquet").read_bytes() == (finished.workdir / "negatives.parquet").read_bytes()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can mount a disk")
+def test_a_disk_that_is_full_at_the_import_is_one_line(call: Any, write_config: Any, small_disk: Any) -> None:
+    workdir = small_disk(2**16) / "work"
+    ended = call("mine", write_config(workdir))
+    assert ended.code == 1
+    assert "the disk or its quota is full" in ended.refusal
+    small_disk(2**26)
+    assert call("mine", write_config(workdir)).code == 0
+
+
+def test_a_drill_that_has_failed_ends_with_1(call: Any, write_config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from scalemine import chaos
+
+    plans: list[Any] = []
+
+    def drills(_path: Path, overrides: list[str], planned: list[Any], **_: Any) -> Iterator[chaos.Drill]:
+        plans.append((overrides, planned))
+        struck = chaos.Struck(planned[0][1][0], "node 1", 1, 3, {})
+        yield chaos.Drill(Path(), struck=[struck], equal=["negatives.parquet"])
+        yield chaos.Drill(Path(), struck=[struck], equal=["negatives.parquet"], different=["review.parquet"])
+
+    monkeypatch.setattr(chaos, "run_drills", drills)
+    config = write_config()
+    ended = call("chaos", config, "--kill", "node", "--at", "0.4", "--drills", "2", "--seed", "5", "--set", "seed=3")
+    assert ended.code == 1
+    assert ended.out.splitlines()[-1] == "1 of 2 passed"
+    assert "DIFFERENT: review.parquet" in ended.out
+    blow = chaos.Blow(chaos.Kill.node, 0.4)
+    assert plans == [(["seed=3"], [(5, [blow]), (6, [blow])])]
+    assert call("chaos", config, "--drills", "1").code == 0
+    assert call("chaos", config, "--kill", "everything").code == 2
+    assert call("chaos", config, "--at", "1.5").code == 2
 
 
 def test_a_failure_is_not_a_bad_input(

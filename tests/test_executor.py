@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from scalemine.config import ComputeConfig
+from scalemine import executor as module
+from scalemine.config import ComputeConfig, DiskFullError
 from scalemine.executor import (
     IN_FLIGHT,
     MAX_ATTEMPTS,
@@ -479,3 +480,180 @@ def test_something_is_done_every_so_often_while_entered_and_not_after() -> None:
     time.sleep(0.05)
     assert len(calls) == number
     assert threading.get_ident() not in calls
+
+
+def test_a_full_disk_ends_it_at_once(executor: Executor, tmp_path: Path) -> None:
+    attempt = note(tmp_path)
+
+    def make_worker() -> Worker:
+        def work(item: int) -> int:
+            attempt(item)
+            if item == 0:
+                raise DiskFullError("x.arrow: cannot be written")
+            return item
+
+        return work
+
+    with pytest.raises(DiskFullError, match=r"x\.arrow: cannot be written"):
+        list(executor.map(make_worker, range(20)))
+    assert attempts_at(tmp_path, 0) == 1
+    assert len(list(tmp_path.iterdir())) < 20
+
+
+# Stragglers
+
+
+def slow_once(folder: Path, slow: int, then: str) -> Callable[[], Worker]:
+    """Return a maker of workers that hang, the first time that one item comes, until a file is there."""
+
+    def make_worker() -> Worker:
+        def work(item: int) -> int:
+            mark = folder / f"{item}.begun"
+            is_first = not mark.exists()
+            mark.touch()
+            if item == slow and is_first:
+                while not (folder / then).exists():
+                    time.sleep(0.02)
+            (folder / f"{item}-{os.getpid()}.done").touch()
+            return os.getpid()
+
+        return work
+
+    return make_worker
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STRAGGLER_SECONDS", 0.2)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_item_that_takes_too_long_is_begun_by_an_idle_worker(
+    ray_executor: Executor, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = by_item(ray_executor.map(slow_once(tmp_path, 0, "never"), range(4)))
+    assert sorted(found) == [0, 1, 2, 3]
+    assert {outcome.error for outcome in found.values()} == {None}
+    assert {outcome.failures for outcome in found.values()} == {0}
+    assert "an idle worker begins it, too" in caplog.text
+    # The one that hung was ended, and is not met again.
+    again = by_item(ray_executor.map(slow_once(tmp_path, -1, "never"), range(4)))
+    assert {outcome.error for outcome in again.values()} == {None}
+    assert len(list(tmp_path.glob("0-*.done"))) <= 2
+
+
+@pytest.mark.usefixtures("impatient")
+def test_the_slower_of_two_is_not_counted(ray_executor: Executor, tmp_path: Path) -> None:
+    # The first goes on as soon as its copy has finished, while item 5 keeps the map from ending.
+    def make_worker() -> Worker:
+        first = slow_once(tmp_path, 0, "go")()
+
+        def work(item: int) -> int:
+            if item == 5:
+                time.sleep(0.5)
+            if item == 0 and (tmp_path / "0.begun").exists():
+                (tmp_path / "go").touch()
+            return first(item)
+
+        return work
+
+    found = by_item(ray_executor.map(make_worker, range(6)))
+    assert sorted(found) == list(range(6))
+    assert {outcome.error for outcome in found.values()} == {None}
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_copy_that_dies_takes_nothing_from_the_first(ray_executor: Executor, tmp_path: Path) -> None:
+    def make_worker() -> Worker:
+        def work(item: int) -> int:
+            if item == 0 and (tmp_path / "begun").exists():
+                (tmp_path / "died").touch()
+                os._exit(1)
+            if item == 0:
+                (tmp_path / "begun").touch()
+                while not (tmp_path / "died").exists():
+                    time.sleep(0.02)
+                time.sleep(0.5)
+            return item
+
+        return work
+
+    found = by_item(ray_executor.map(make_worker, range(3)))
+    assert {item: (outcome.result, outcome.failures) for item, outcome in found.items()} == {
+        item: (item, 0) for item in range(3)
+    }
+    assert (tmp_path / "died").exists()
+
+
+@pytest.mark.usefixtures("impatient")
+def test_no_copies_where_they_are_not_wanted(ray_executor: Executor, tmp_path: Path) -> None:
+    attempt = note(tmp_path)
+
+    def make_worker() -> Worker:
+        def work(item: int) -> int:
+            attempt(item)
+            time.sleep(1.5 if item == 0 else 0.0)
+            return item
+
+        return work
+
+    found = by_item(ray_executor.map(make_worker, range(3), copies=False))
+    assert [found[item].result for item in range(3)] == [0, 1, 2]
+    assert attempts_at(tmp_path, 0) == 1
+
+
+# Ray's own losses
+
+
+@pytest.mark.parametrize("how", ["freed", "owner died"])
+def test_a_result_that_is_lost_is_made_again(
+    how: str, ray_executor: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import ray
+    from ray._private.internal_api import free
+
+    attempt, lost, get = note(tmp_path), [], ray.get
+
+    def make_worker() -> Worker:
+        def work(item: int) -> bytes:
+            attempt(item)
+            return bytes([item]) * 2**20  # too large to travel with the answer: it lies in the node's store
+
+        return work
+
+    def get_once_in_vain(call: Any) -> Any:
+        if not lost and isinstance(get(call), bytes):
+            lost.append(call)
+            if how == "owner died":
+                raise ray.exceptions.OwnerDiedError(call.hex(), None, "")
+            free([call])
+        return get(call)
+
+    monkeypatch.setattr(ray, "get", get_once_in_vain)
+    found = by_item(ray_executor.map(make_worker, range(4)))
+    assert lost
+    assert [found[item].result for item in range(4)] == [bytes([item]) * 2**20 for item in range(4)]
+    assert sorted(outcome.failures for outcome in found.values()) == [0, 0, 0, 1]
+    assert sorted(attempts_at(tmp_path, item) for item in range(4)) == [1, 1, 1, 2]
+    assert "is replaced" not in caplog.text
+
+
+@pytest.mark.slow
+def test_workers_that_die_at_birth_now_and_then_are_replaced(request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    def make_worker() -> Worker:
+        (tmp_path / f"{time.monotonic_ns()}.born").touch()
+        if len(list(tmp_path.glob("*.born"))) in (1, 2, 4, 5):
+            os._exit(1)
+
+        def work(item: int) -> int:
+            if item == 3 and not (tmp_path / "died").exists():
+                (tmp_path / "died").touch()
+                os._exit(1)
+            return item
+
+        return work
+
+    with executor_of("ray", request, workers=1) as (one, _):
+        found = by_item(one.map(make_worker, range(6)))
+    assert [found[item].result for item in range(6)] == list(range(6))
+    assert len(list(tmp_path.glob("*.born"))) == 6

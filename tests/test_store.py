@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
+import pickle
 import random
 import signal
 import subprocess
@@ -10,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from damage import damage
-from scalemine.config import InputError
+from scalemine.config import DiskFullError, InputError
 from scalemine.store import (
     Share,
     Stage,
@@ -300,3 +303,37 @@ def test_shares_that_are_none(text):
     assert Share.parse("1/2") == Share(1, 2)
     with pytest.raises(InputError, match="expected I/N"):
         Share.parse(text)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_said_in_one_line_and_leaves_what_was_there(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+
+    def full(_: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DiskFullError) as caught:
+        write_json(path, {"a": 2})
+    assert str(caught.value).startswith(f"{path}: cannot be written, the disk or its quota is full")
+    assert "\n" not in str(caught.value)
+    assert read_json(path) == {"a": 1}
+    assert [found.name for found in tmp_path.iterdir()] == ["x.json"]
+
+
+def test_another_fault_of_the_disk_is_no_full_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="Input/output error") as caught:
+        write_json(tmp_path / "x.json", {})
+    assert not isinstance(caught.value, DiskFullError)
+
+
+def test_the_error_of_a_full_disk_travels_between_processes() -> None:
+    error = pickle.loads(pickle.dumps(DiskFullError("x: full")))
+    assert (type(error), str(error)) == (DiskFullError, "x: full")

@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 the run failed; 2 the input or configuration is wrong; 75 
 from __future__ import annotations
 
 import contextlib
+import errno
 import inspect
 import io
 import json
@@ -970,6 +971,57 @@ def export(
         print(line)
 
 
+class KillName(StrEnum):
+    """What a drill kills."""
+
+    actor = "actor"
+    worker = "worker"
+    node = "node"
+    driver = "driver"
+
+
+@app.command()
+def chaos(
+    config: ConfigPath,
+    kill: Annotated[
+        KillName | None,
+        typer.Option(
+            help="an actor at work; all worker processes of a node; a node, and another is added; the run itself, "
+            "which is called again; not given: one after the other"
+        ),
+    ] = None,
+    at: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="share of finished shards at which it is killed; not given: drawn by the seed"),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="also decides which actor or node it is")] = 0,
+    drills: Annotated[int, typer.Option(min=1, help="so many, with this seed and those after it")] = 1,
+    nodes: Annotated[int, typer.Option(min=1, help="of the cluster, with one worker each")] = 2,
+    overrides: Overrides = None,
+) -> None:
+    """Drill: mine undisturbed, mine with a kill on a small cluster on this machine, and compare the bytes.
+
+    Writes into WORKDIR.chaos, and nothing into the workdir itself.
+    """
+    from scalemine.chaos import Kill, plan_drills, run_drills
+    from scalemine.executor import StopSignals
+
+    plans = plan_drills(drills, seed, Kill(kill.value) if kill else None, at)
+    passed = 0
+    with StopSignals() as signals:
+        done = run_drills(
+            config, overrides or [], [(one, [blow]) for one, blow in plans], num_nodes=nodes, signals=signals
+        )
+        for (number, _), drill in zip(plans, done, strict=False):
+            print(f"drill of seed {number}:")
+            for line in drill.lines:
+                print(f"  {line}", flush=True)
+            passed += drill.has_passed
+    print(f"{passed} of {drills} passed")
+    if passed < drills:
+        sys.exit(EXIT_FAILED)
+
+
 @app.command()
 def doctor(
     security: Annotated[bool, typer.Option("--security", help="what is open to others, and how to close it")] = False,
@@ -1262,5 +1314,10 @@ def main() -> None:
         if said := failure_in(str(error)):
             _fail(EXIT_FAILED, said)
         raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(EXIT_FAILED, f"{where}the disk or its quota is full; make room and call again, what was finished is kept")
     except Stopped:
         _fail(EXIT_STOPPED, "stopped; what was finished is kept: call again to go on")

@@ -38,6 +38,10 @@ class RunError(RuntimeError):
     """A run failed for a reason that is known: what happened, where, and what is kept, in one line."""
 
 
+class DiskFullError(RunError, OSError):
+    """A file could not be written, as there is no room; nothing is left of it, and what was finished is kept."""
+
+
 class Section(BaseModel):
     """A section of the configuration: immutable, and closed to keys it does not know."""
 

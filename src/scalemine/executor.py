@@ -2,7 +2,8 @@
 
 Both executors make a worker once per process (so an encoder is loaded once), keep two items in flight for each worker
 (so that one is read and tokenised while the other is in the model), and yield outcomes in the order they finish. An
-item that fails is tried again, at last alone; what fails three times comes back with its traceback.
+item that fails is tried again, at last alone; what fails three times comes back with its traceback. On Ray, an item
+that takes far longer than the others is also given to a worker that has nothing left to do.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import secrets
 import shutil
 import signal
 import socket
+import statistics
 import tempfile
 import threading
 import time
@@ -30,7 +32,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
 
-from scalemine.config import ComputeConfig, InputError
+from scalemine.config import ComputeConfig, DiskFullError, InputError
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +41,8 @@ ResultT = TypeVar("ResultT")
 
 MAX_ATTEMPTS = 3
 IN_FLIGHT = 2
+# An item straggles that takes so many times as long as half of the others took, and so many seconds at least.
+STRAGGLER_FACTOR, STRAGGLER_SECONDS = 3.0, 20.0
 
 
 Advance = Callable[[int], None]
@@ -75,6 +79,7 @@ class Executor(Protocol):
         *,
         attempts: int = MAX_ATTEMPTS,
         in_flight: int = IN_FLIGHT,
+        copies: bool = True,
     ) -> Iterator[Outcome[ItemT, ResultT]]:
         """Yield the outcome of every item, in the order they finish.
 
@@ -83,9 +88,12 @@ class Executor(Protocol):
             items: Small values that pickle; put the largest first.
             attempts: How often an item is tried before it is given up; the last time alone in its process.
             in_flight: Items that a process works on at a time, each in a thread; at most two.
+            copies: Whether two workers may be at one item at a time, the first to finish counting: what a worker
+                writes must then be whole, and the same from both.
 
         Raises:
             Stopped: A signal came; items in flight were finished and yielded before.
+            DiskFullError: An item could not be written, which trying again would not mend.
         """
         ...
 
@@ -150,6 +158,9 @@ class _Attempt(Generic[ItemT]):
     item: ItemT
     max_failures: int
     failures: int = 0
+    num_calls: int = 0
+    since: float = 0.0
+    is_done: bool = False
 
     @property
     def runs_alone(self) -> bool:
@@ -170,6 +181,7 @@ class InlineExecutor:
         *,
         attempts: int = MAX_ATTEMPTS,
         in_flight: int = IN_FLIGHT,
+        copies: bool = True,
     ) -> Iterator[Outcome[ItemT, ResultT]]:
         """Yield the outcome of every item; see ``Executor.map``."""
         if not items:
@@ -186,6 +198,8 @@ class InlineExecutor:
                 for future in done:
                     attempt = running.pop(future)
                     error = future.exception()
+                    if isinstance(error, DiskFullError):
+                        raise error
                     if error is None:
                         yield Outcome(attempt.item, future.result(), failures=attempt.failures)
                         continue
@@ -260,11 +274,12 @@ class RayExecutor:
         *,
         attempts: int = MAX_ATTEMPTS,
         in_flight: int = IN_FLIGHT,
+        copies: bool = True,
     ) -> Iterator[Outcome[ItemT, ResultT]]:
         """Yield the outcome of every item; see ``Executor.map``."""
         if not items:
             return
-        pool = _Pool(self, make_worker, min(self._workers, len(items)), in_flight)
+        pool = _Pool(self, make_worker, min(self._workers, len(items)), in_flight, copies)
         todo = deque(_Attempt(item, attempts) for item in items)
         try:
             while pool.is_running or (todo and not self._signals.requested):
@@ -306,20 +321,26 @@ class _Pool:
     """The actors of one map; one that dies is replaced, and what it did comes back as failed."""
 
     def __init__(
-        self, executor: RayExecutor, make_worker: Callable[[], Callable[[Any], Any]], size: int, in_flight: int
+        self,
+        executor: RayExecutor,
+        make_worker: Callable[[], Callable[[Any], Any]],
+        size: int,
+        in_flight: int,
+        copies: bool,
     ) -> None:
         import ray
 
-        self._ray, self._executor, self._in_flight = ray, executor, in_flight
+        self._ray, self._executor, self._in_flight, self._copies = ray, executor, in_flight, copies
         self._make_worker = ray.put(make_worker)
         self._deaths_at_birth = 0
+        self._durations: list[float] = []
         self._waiting: dict[Any, _Member] = {}
         self._members = [self._start() for _ in range(size)]
         self._since, self._warned = time.monotonic(), False
 
     @property
     def is_running(self) -> bool:
-        return any(member.running for member in self._members)
+        return any(not attempt.is_done for member in self._members for attempt in member.running.values())
 
     def _start(self) -> _Member:
         member = _Member(self._executor.take_actor())
@@ -338,10 +359,34 @@ class _Pool:
                     return
                 is_free = member.is_ready and len(member.running) <= load
                 if todo and is_free and member.has_room(todo[0], self._in_flight):
-                    attempt = todo.popleft()
-                    call = member.actor.run.remote(attempt.item)
-                    member.running[call] = attempt
-                    self._waiting[call] = member
+                    self._hand_out(todo.popleft(), member)
+        if self._copies and not todo:
+            self._copy_straggler()
+
+    def _hand_out(self, attempt: _Attempt[Any], member: _Member) -> None:
+        if not attempt.num_calls:
+            attempt.since = time.monotonic()
+        attempt.num_calls += 1
+        call = member.actor.run.remote(attempt.item)
+        member.running[call] = attempt
+        self._waiting[call] = member
+
+    def _copy_straggler(self) -> None:
+        """Give the item that is in flight the longest to a member that has nothing to do, if it takes too long."""
+        idle = [member for member in self._members if member.is_ready and not member.running]
+        alone = [
+            attempt
+            for member in self._members
+            for attempt in member.running.values()
+            if attempt.num_calls == 1 and not attempt.is_done
+        ]
+        if not (idle and alone and self._durations):
+            return
+        oldest = min(alone, key=lambda attempt: attempt.since)
+        taken = time.monotonic() - oldest.since
+        if taken > max(STRAGGLER_SECONDS, STRAGGLER_FACTOR * statistics.median(self._durations)):
+            logger.warning("an item takes %.0f s, where others took less: an idle worker begins it, too", taken)
+            self._hand_out(oldest, idle[0])
 
     def collect(self) -> Iterator[tuple[_Attempt[Any], Any, str | None]]:
         """Yield what has finished within half a second: the attempt, its result, its error."""
@@ -354,18 +399,31 @@ class _Pool:
             except self._ray.exceptions.RayTaskError as error:
                 if attempt is None:
                     raise RuntimeError(f"a worker could not be set up:\n{error}") from None
-                yield attempt, None, str(error)
+                if isinstance(error.cause, DiskFullError):
+                    raise error.cause from None
+                yield from self._failed([attempt], str(error))
             except self._ray.exceptions.RayError as error:  # the actor, its memory or its node
-                lost = [attempt, *member.running.values()] if attempt else list(member.running.values())
-                self._replace(member, str(error))
-                for each in lost:
-                    yield each, None, f"the worker process died: {error}"
+                attempts = [attempt, *member.running.values()] if attempt else list(member.running.values())
+                if attempt and isinstance(error, self._ray.exceptions.ObjectLostError):
+                    attempts = [attempt]  # the result alone is gone; if the actor is too, its next call says so
+                else:
+                    self._replace(member, str(error))
+                yield from self._failed(attempts, f"the worker process died: {error}")
             else:
                 if attempt is None:
-                    member.is_ready = True
-                else:
+                    member.is_ready, self._deaths_at_birth = True, 0
+                elif not attempt.is_done:  # else a copy was faster
+                    attempt.is_done = True
+                    self._durations.append(time.monotonic() - attempt.since)
                     yield attempt, result, None
         self._warn_if_none_is_ready()
+
+    def _failed(self, attempts: Sequence[_Attempt[Any]], error: str) -> Iterator[tuple[_Attempt[Any], Any, str]]:
+        """Yield what failed, but for what another worker has done, or is doing."""
+        for attempt in attempts:
+            attempt.num_calls -= 1
+            if not attempt.is_done and not attempt.num_calls:
+                yield attempt, None, error
 
     def _replace(self, member: _Member, error: str) -> None:
         if not member.is_ready:
@@ -375,6 +433,7 @@ class _Pool:
         logger.warning("a worker died and is replaced (%s)", error.strip().splitlines()[0])
         for call in [call for call, owner in self._waiting.items() if owner is member]:
             del self._waiting[call]
+        self._ray.kill(member.actor)  # it may be out of reach, and at work
         self._members[self._members.index(member)] = self._start()
 
     def _warn_if_none_is_ready(self) -> None:
@@ -452,14 +511,7 @@ def ray_session(config: ComputeConfig, *, num_cpus: int | None = None) -> Iterat
     Raises:
         InputError: There is none at that address.
     """
-    # Set before Ray is imported: it reads them once.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if config.address == "local":
-        _private_token()
-        # Else Ray takes the machine's outward address, whatever it is told, and all of its processes listen on it.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    prepare_ray(is_local=config.address == "local")
     import ray
 
     if ray.is_initialized():
@@ -562,6 +614,20 @@ def own_address() -> str:
     import ray
 
     return str(ray.util.get_node_ip_address())
+
+
+def prepare_ray(*, is_local: bool) -> None:
+    """Set what Ray reads once, when it is imported; a local session is closed to other users and machines.
+
+    The processes that this one starts inherit it, so they may join its session.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if is_local:
+        _private_token()
+        # Else Ray takes the machine's outward address, whatever it is told, and all of its processes listen on it.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 
 
 def await_nodes(address: str, nodes: int, deadline: float) -> int:

@@ -194,9 +194,10 @@ def run_past_poison(
     for failed, error in run_shards(executor, make_worker, [ShardJob(shard) for shard in shards], on_rows, on_outcome):
         logger.warning("shard %s fails; looking for the row that breaks it", failed.shard.name)
         poison = _find_poison(executor, make_worker, failed.shard)
-        if not poison:
-            raise RuntimeError(f"shard {failed.shard.name} fails, though each of its rows can be {verb}:\n{error}")
+        # Where no row is to blame, its workers may have had bad luck: nodes that went away.
         again = run_shards(executor, make_worker, [ShardJob(failed.shard, skip=tuple(poison))], on_rows, on_outcome)
+        if again and not poison:
+            raise RuntimeError(f"shard {failed.shard.name} fails, though each of its rows can be {verb}:\n{error}")
         if again:
             raise RuntimeError(
                 f"shard {failed.shard.name} fails also without rows {[r for r, _ in poison]}:\n{again[0][1]}"

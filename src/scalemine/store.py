@@ -9,6 +9,7 @@ see ``bucket``.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from scalemine import bucket
-from scalemine.config import InputError
+from scalemine.config import DiskFullError, InputError
 
 Json = Any
 
@@ -41,18 +42,43 @@ FILE_MODE = _file_mode()
 
 @contextlib.contextmanager
 def write_whole(path: Path) -> Iterator[Path]:
-    """Give a temporary path in the same folder; on success it is synced and takes the name ``path`` at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Give a temporary path in the same folder; on success it is synced and takes the name ``path`` at once.
+
+    Raises:
+        DiskFullError: There is no room for it.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{time.monotonic_ns()}.tmp")
+    with disk_full_said(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
+            temporary.chmod(FILE_MODE)
+            bucket.upload(path, temporary)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def disk_full_said(path: Path) -> Iterator[None]:
+    """Say in one line that there is no room for a path.
+
+    Raises:
+        DiskFullError: That is so.
+    """
     try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(FILE_MODE)
-        bucket.upload(path, temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except DiskFullError:
+        raise
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFullError(
+            f"{path}: cannot be written, the disk or its quota is full ({error.strerror or error}); make room and "
+            f"call again, what was finished is kept"
+        ) from error
 
 
 @contextlib.contextmanager

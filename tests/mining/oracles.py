@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -94,8 +96,16 @@ class FakeEncoder:
     device = machine = "cpu"
     engine = "torch"
 
-    def __init__(self, notes: Path, poison: tuple[str, ...] = (), most_texts: int | None = None) -> None:
+    def __init__(
+        self,
+        notes: Path,
+        poison: tuple[str, ...] = (),
+        most_texts: int | None = None,
+        deadly: tuple[str, ...] = (),
+        killed_once: tuple[str, ...] = (),
+    ) -> None:
         self.notes, self.poison, self.most_texts = notes, poison, most_texts
+        self.deadly, self.killed_once = deadly, killed_once
         with self.notes.open("a", encoding="utf-8") as file:
             file.write("\tloaded\n")
 
@@ -117,6 +127,11 @@ class FakeEncoder:
     def encode(self, tokens: Tokens) -> np.ndarray:
         texts = [bytes(ids).decode() for ids in tokens.ids]
         for text in texts:
+            if text in self.deadly:
+                os._exit(139)
+            if text in self.killed_once and not (mark := self.notes.with_suffix(".killed")).exists():
+                mark.touch()
+                os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does where memory runs out
             if text in self.poison:
                 raise ValueError(f"cannot digest {text!r}")
         if self.most_texts is not None and len(texts) > self.most_texts:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import pickle
 import time
 from functools import partial
@@ -10,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mining import oracles
-from scalemine.config import EncoderConfig
-from scalemine.executor import InlineExecutor
+from scalemine.config import ComputeConfig, DiskFullError, EncoderConfig
+from scalemine.executor import InlineExecutor, StopSignals, make_executor
 from scalemine.mining import bandpass
 from scalemine.mining import embeddings as module
 from scalemine.mining.embeddings import (
@@ -309,3 +311,88 @@ def test_encoder_loader_pickles():
     load = pickle.loads(pickle.dumps(encoder_loader(EncoderConfig(max_length=64), precision="float32", threads=3)))
     assert load.args[0].max_length == 64
     assert load.keywords == {"precision": "float32", "threads": 3}
+
+
+def test_a_disk_that_is_full_keeps_what_was_finished(corpus, files, notes, tmp_path, monkeypatch):
+    fsync, synced = os.fsync, []
+
+    def until_full(number):
+        synced.append(number)
+        if len(synced) > 4:  # a shard is a file and its manifest
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        fsync(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", until_full)
+        with pytest.raises(DiskFullError, match="the disk or its quota is full"):
+            encode(corpus, files, notes)
+    done = [shard for shard in corpus.shards if files.facts(shard)]
+    assert 1 <= len(done) <= 2 < len(corpus.shards)
+    assert not list(files.stage.folder.glob(".*"))
+    before = {shard.name: files.path(shard).stat().st_mtime_ns for shard in done}
+
+    encode(corpus, files, notes)
+    assert files.missing() == []
+    assert {shard.name: files.path(shard).stat().st_mtime_ns for shard in done} == before
+    other = Embeddings(oracles.make_stage(tmp_path / "undisturbed"), corpus)
+    encode(corpus, other, notes)
+    for shard in corpus.shards:
+        assert files.path(shard).read_bytes() == other.path(shard).read_bytes()
+
+
+def test_a_shard_whose_workers_had_bad_luck_is_tried_once_more(corpus, files, notes, monkeypatch):
+    write, tried = Embeddings.write, []
+
+    def write_at_last(self, shard, *arguments, **facts):
+        if shard == corpus.shards[1]:
+            tried.append(shard)
+            if len(tried) <= 3:
+                raise OSError("the node went away")
+        write(self, shard, *arguments, **facts)
+
+    monkeypatch.setattr(Embeddings, "write", write_at_last)
+    assert encode(corpus, files, notes).rows == len(TEXTS)
+    assert len(tried) == 4
+    assert files.facts(corpus.shards[1])["quarantined"] == []
+
+
+@pytest.mark.slow
+def test_a_row_that_ends_the_process_goes_to_quarantine(tmp_path, notes, ray_session):
+    texts = [f"tweet {number}" for number in range(12)]
+    corpus = oracles.make_corpus(tmp_path, IDS[:12], texts, 6)
+    files = Embeddings(oracles.make_stage(tmp_path / "embeddings"), corpus)
+    load = partial(oracles.FakeEncoder, notes, deadly=("tweet 4",))
+    with make_executor(ComputeConfig(executor="ray", workers=2), signals=StopSignals(), wants_gpu=False) as executor:
+        assert encode_corpus(load, corpus, executor, embeddings=files).rows == 12
+    path = tmp_path / "quarantine.parquet"
+    assert write_quarantine(files, path) == 1
+    [row] = pq.read_table(path).to_pylist()
+    [place] = [
+        (shard.name, i)
+        for shard in corpus.shards
+        for i, r in enumerate(rows_of(corpus, shard))
+        if r["text"] == "tweet 4"
+    ]
+    assert (row["shard"], row["row"]) == place
+    assert "the worker process died" in row["error"]
+    for shard in corpus.shards:
+        vectors, valid = files.vectors(shard)
+        for i, found in enumerate(rows_of(corpus, shard)):
+            assert valid[i] == (found["text"] != "tweet 4")
+            if valid[i]:
+                assert np.array_equal(vectors[i], oracles.fake_vector(found["text"], DIM).astype(np.float16))
+
+
+@pytest.mark.slow
+def test_the_kernel_ends_a_worker_for_want_of_memory(tmp_path, notes, ray_session):
+    corpus = oracles.make_corpus(tmp_path, IDS, TEXTS, 9)
+    files = Embeddings(oracles.make_stage(tmp_path / "embeddings"), corpus)
+    load = partial(oracles.FakeEncoder, notes, killed_once=("tweet 3 on the storm",))
+    with make_executor(ComputeConfig(executor="ray", workers=2), signals=StopSignals(), wants_gpu=False) as executor:
+        work = encode_corpus(load, corpus, executor, embeddings=files)
+    assert work.rows == len(TEXTS)
+    assert work.rows_again > 0
+    other = Embeddings(oracles.make_stage(tmp_path / "undisturbed"), corpus)
+    encode(corpus, other, notes)
+    for shard in corpus.shards:
+        assert files.path(shard).read_bytes() == other.path(shard).read_bytes()

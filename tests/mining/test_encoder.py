@@ -312,3 +312,54 @@ def test_the_vocabulary_is_that_of_sentences_of_one_token(encoder, monkeypatch):
     assert vectors.shape == (2_050, encoder.dim)
     words = encoder._tokenizer.convert_ids_to_tokens([2_003, 2_049])
     assert np.array_equal(vectors[[2_003, 2_049]], encoder.encode_texts(words))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+        ),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("std::bad_alloc"),
+    ],
+    ids=["python", "cuda", "cpu", "cublas", "c++"],
+)
+def test_batches_are_halved_where_memory_runs_out_and_the_bits_stay(encoder, monkeypatch, error):
+    tokens = encoder.tokenise([encoder.normalise(text) for text in TEXTS * 3])
+    expected = encoder.encode(tokens)
+    encode_batch, sizes = module.Encoder._encode_batch, []
+
+    def in_little_memory(self, ids):
+        sizes.append(len(ids))
+        if len(ids) > 2:
+            raise error
+        return encode_batch(self, ids)
+
+    monkeypatch.setattr(encoder, "_batch_tokens", encoder._batch_tokens)  # to be put back
+    monkeypatch.setattr(module.Encoder, "_encode_batch", in_little_memory)
+    assert np.array_equal(encoder.encode(tokens), expected)
+    assert max(sizes) > 2
+
+
+def test_a_single_text_that_is_too_much_fails_and_so_does_another_error(encoder, monkeypatch):
+    tokens = encoder.tokenise(["a", "b"])
+    failures = [MemoryError("for one text"), RuntimeError("expected scalar type Half but found Float")]
+    for error in failures:
+
+        def fail(_self, _ids, error=error):
+            raise error
+
+        monkeypatch.setattr(encoder, "_batch_tokens", encoder._batch_tokens)
+        monkeypatch.setattr(module.Encoder, "_encode_batch", fail)
+        with pytest.raises(type(error), match=str(error)):
+            encoder.encode(tokens)
+
+
+def test_memory_that_runs_out_in_earnest_is_known(encoder):
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    assert module.is_out_of_memory(caught.value)
+    assert not module.is_out_of_memory(ValueError("not enough rows"))

@@ -214,13 +214,14 @@ class Encoder:
             rows = batches.pop()
             try:
                 batch_BD = self._encode_batch([tokens.ids[row] for row in rows])
-            except torch.cuda.OutOfMemoryError:
-                if len(rows) == 1:
+            except (MemoryError, RuntimeError) as error:
+                if len(rows) == 1 or not is_out_of_memory(error):
                     raise
                 batches += [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
                 self._batch_tokens = max(MIN_BATCH_TOKENS, self._batch_tokens // 2)
-                torch.cuda.empty_cache()
-                logger.warning("out of GPU memory: batches are now %d tokens", self._batch_tokens)
+                if self._device.type == "cuda":
+                    torch.cuda.empty_cache()
+                logger.warning("out of memory: batches are now %d tokens", self._batch_tokens)
                 continue
             if vectors_ND is None:
                 vectors_ND = np.empty((len(tokens.ids), batch_BD.shape[1]), np.float32)
@@ -243,6 +244,19 @@ class Encoder:
             features = module(features)
         vectors_BD = torch.nn.functional.normalize(features["sentence_embedding"][:num_rows].float(), dim=1)
         return vectors_BD.cpu().numpy()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that memory ran out, of a GPU or of this machine: each library says it its way."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(
+        words in str(error)
+        for words in (
+            "not enough memory",  # PyTorch's allocator: DefaultCPUAllocator, too
+            "can't allocate memory",
+            "CUBLAS_STATUS_ALLOC_FAILED",
+            "std::bad_alloc",
+        )
+    )
 
 
 def _prompted(texts: Sequence[str], prompt: str, lower_case: bool) -> list[str]:

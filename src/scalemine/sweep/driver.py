@@ -506,7 +506,7 @@ class _Workers:
             )
         runner = partial(Runner, self.folder, self._call, self.resources.memory_fraction)
         with every(LISTENING, self._pass_on):
-            for outcome in self._executor.map(runner, units, in_flight=1):
+            for outcome in self._executor.map(runner, units, in_flight=1, copies=False):
                 ran = outcome.result or Ran("failed", (outcome.error or "").strip().splitlines()[-1])
                 yield outcome.item, ran
 
