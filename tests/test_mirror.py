@@ -33,6 +33,12 @@ def test_what_is_no_folder_in_a_bucket_is_refused(uri: str) -> None:
         mirror_of(uri)
 
 
+def test_no_password_becomes_the_name_of_a_folder() -> None:
+    with pytest.raises(ValueError, match="expected no password") as caught:
+        mirror_of("s3://me:planted@bucket/work")
+    assert "planted" not in str(caught.value)
+
+
 def test_where_mirrors_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SCALEMINE_MIRROR", str(tmp_path))
     assert mirror_of("s3://b/c/d") == tmp_path / MARK / "s3" / "b" / "c" / "d"

@@ -1048,7 +1048,9 @@ class Config(Section):
     @field_validator("workdir", mode="before")
     @classmethod
     def _mirrored(cls, value: object) -> object:
-        return mirror_of(value) if isinstance(value, str) and is_uri(value) else value
+        # What carries a password is refused by the check that all keys have, and goes into no name.
+        is_ours = isinstance(value, str) and is_uri(value) and not has_credentials(value)
+        return mirror_of(str(value)) if is_ours else value
 
     @field_serializer("workdir")
     def _spelled(self, value: Path) -> str:

@@ -32,6 +32,8 @@ def mirror_of(uri: str) -> Path:
     """
     found = re.fullmatch(r"(s3|gs|gcs|abfs|abfss|hdfs)://([^/?#]+)/([^?#]*)", uri.rstrip("/") + "/")
     parts = found[3].split("/")[:-1] if found else []
+    if found and re.search(":.*@", found[2]):
+        raise ValueError("expected no password in a URI, got one; give credentials by the environment instead")
     if found is None or any(not part or part.startswith(".") for part in parts):
         raise ValueError(
             f"expected a folder, or s3://BUCKET/PREFIX (or gs, abfs, hdfs) without a query, and no name that "
