@@ -136,6 +136,20 @@ def test_the_model_decides_the_family(model, expected):
     assert type(family_of(configured(model=model))).__name__ == expected
 
 
+def test_an_ensemble_is_a_family():
+    members = {"a": {"train.model": "svm"}, "b": {"train.model": "classifier"}}
+    values = {"workdir": "work", "ensemble": {"members": members}, "train": {"model": "ensemble"}}
+    found = Config.model_validate(values)
+    assert type(family_of(found)).__name__ == "EnsembleFamily"
+    settings = run_settings(found, family_of(found))
+    # What any member heeds, and what each has of its own.
+    for name in members:
+        of_member = run_settings(found.members()[name], family_of(found.members()[name]))
+        assert of_member.keys() <= settings.keys() | {"seed"}
+    assert settings["ensemble.members"] == members
+    assert "train.crf" not in settings
+
+
 # What is said
 
 

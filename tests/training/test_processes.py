@@ -447,3 +447,24 @@ def test_ctrl_c_stops_processes_of_ray(data, tmp_path):
     assert "Traceback" not in said
     assert nothing_is_left(folder)
     assert step_of(folder / "checkpoint.json") >= 14
+
+
+def test_a_run_is_waited_for_until_it_is_free_or_a_signal_comes(tmp_path):
+    class Asked:
+        requested = False
+
+    run, order = tmp_path / "runs" / "one", []
+
+    def next_one() -> None:
+        with module.wait_for_run(run, None):
+            order.append("next")
+
+    waiting = threading.Thread(target=next_one)
+    with module.wait_for_run(run, None):
+        waiting.start()
+        Asked.requested = True
+        with pytest.raises(Stopped), module.wait_for_run(run, Asked()):
+            order.append("never")
+        order.append("first")
+    waiting.join()
+    assert order == ["first", "next"]
