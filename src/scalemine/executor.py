@@ -484,13 +484,6 @@ def ray_session(config: ComputeConfig, *, num_cpus: int | None = None) -> Iterat
         ray.shutdown()
 
 
-def own_address() -> str:
-    """Return the address by which the other nodes of the Ray cluster in use reach this one; loopback in one's own."""
-    import ray
-
-    return str(ray.util.get_node_ip_address())
-
-
 def await_nodes(address: str, nodes: int, deadline: float) -> int:
     """Wait until a Ray cluster has so many nodes, or until the deadline of the monotonic clock; return how many it has.
 
