@@ -609,13 +609,6 @@ def ray_jobs(config: ComputeConfig) -> Iterator[RayJobs | None]:
             yield RayJobs(config.workers)
 
 
-def own_address() -> str:
-    """Return the address by which the other nodes of the Ray cluster in use reach this one; loopback in one's own."""
-    import ray
-
-    return str(ray.util.get_node_ip_address())
-
-
 def prepare_ray(*, is_local: bool) -> None:
     """Set what Ray reads once, when it is imported; a local session is closed to other users and machines.
 

@@ -134,7 +134,6 @@ class RayTrainer:
     def __init__(self, monkeypatch, fit) -> None:
         self.fit = fit
         monkeypatch.setattr(module, "ray_session", lambda *_, **__: contextlib.nullcontext())
-        monkeypatch.setattr(module, "own_address", lambda: "127.0.0.1")
         monkeypatch.setattr(module, "_make_ray_trainer", lambda *_: self)
 
 
@@ -198,14 +197,14 @@ def test_room_for_the_processes_of_ray(tmp_path, stage, monkeypatch, caplog, the
     values = {"workdir": str(tmp_path), "train": {"train_uri": "x", "processes": 2, "device": device}}
     values["compute"] = {"executor": "ray"}
     if said is None:
-        assert module._make_ray_trainer(Config.model_validate(values), stage, 3, {}) is not None
+        assert module._make_ray_trainer(Config.model_validate(values), stage, 3) is not None
         return
     with pytest.raises(InputError, match=f"^{said}$"):
-        module._make_ray_trainer(Config.model_validate(values), stage, 3, {})
+        module._make_ray_trainer(Config.model_validate(values), stage, 3)
     # A cluster may grow.
     values["compute"]["address"] = "10.0.0.1:6379"
     with caplog.at_level("WARNING", logger="scalemine"):
-        assert module._make_ray_trainer(Config.model_validate(values), stage, 3, {}) is not None
+        assert module._make_ray_trainer(Config.model_validate(values), stage, 3) is not None
     assert caplog.messages == [f"{said}: waiting until the cluster has them"]
 
 
@@ -216,14 +215,12 @@ def test_a_process_of_ray_that_fails_is_known_to_have_failed(tmp_path, monkeypat
     monkeypatch.setattr(worker, "work", lambda path, request: asked.append((path, request.requested)) or went_well)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "home").mkdir()
-    monkeypatch.setattr(module, "_place_in_ray", lambda: {"RANK": "1"})
-    monkeypatch.setenv("RANK", "0")
-    given = {"home": str(tmp_path / "home"), "spec": str(tmp_path / module.SPEC), "threads": 3, "meeting": {}}
+    given = {"home": str(tmp_path / "home"), "spec": str(tmp_path / module.SPEC), "threads": 3}
     with contextlib.nullcontext() if went_well else pytest.raises(RuntimeError, match="said in a file"):
         module._work_in_ray(given)
     assert asked == [(tmp_path / module.SPEC, False)]
     assert (tmp_path / module.BEGUN).exists()
-    assert (os.environ["OMP_NUM_THREADS"], os.environ["RANK"]) == ("3", "1")
+    assert os.environ["OMP_NUM_THREADS"] == "3"
     assert Path.cwd() == tmp_path / "home"  # relative paths are as for who began the run
 
 

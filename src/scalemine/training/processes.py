@@ -24,7 +24,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from filelock import FileLock, Timeout
 
 from scalemine.config import Config, InputError, RunError
-from scalemine.executor import Stopped, StopRequest, num_cores, own_address, ray_session
+from scalemine.executor import Stopped, StopRequest, num_cores, ray_session
 from scalemine.models import device_name, precision_name
 from scalemine.store import Stage, read_json, remove, write_json
 
@@ -224,10 +224,8 @@ def _run_by_ray(config: Config, stage: Stage, signals: StopRequest | None) -> st
         remove(left)
     errors: list[BaseException] = []
     try:
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(ray_session(config.compute, num_cpus=config.train.processes * threads))
-            meeting = stack.enter_context(_meeting_point(own_address()))
-            trainer = _make_ray_trainer(config, stage, threads, meeting)
+        with ray_session(config.compute, num_cpus=config.train.processes * threads):
+            trainer = _make_ray_trainer(config, stage, threads)
 
             def fit() -> None:
                 try:
@@ -250,23 +248,14 @@ def _run_by_ray(config: Config, stage: Stage, signals: StopRequest | None) -> st
     return f"Ray Train failed: {str(errors[0]).strip().splitlines()[-1]}" if errors else None
 
 
-def _make_ray_trainer(config: Config, stage: Stage, threads: int, meeting: Mapping[str, str]) -> Any:  # noqa: ANN401  of Ray
+def _make_ray_trainer(config: Config, stage: Stage, threads: int) -> Any:  # noqa: ANN401  of Ray
     """Return what runs ``_work_in_ray`` in each process.
 
     Raises:
         InputError: This machine has too few GPUs.
     """
     import ray.train
-    from ray.train.backend import Backend
     from ray.train.torch import TorchConfig, TorchTrainer
-
-    class WithoutGroup(Backend):  # type: ignore[misc]
-        """Starts no store of its own, as it would be open to all."""
-
-        share_cuda_visible_devices = True
-
-    class OwnGroup(TorchConfig):  # type: ignore[misc]
-        backend_cls = WithoutGroup
 
     world, there = config.train.processes, ray.cluster_resources()
     on_gpu = there.get("GPU", 0) > 0 and config.train.device != "cpu"
@@ -279,13 +268,8 @@ def _make_ray_trainer(config: Config, stage: Stage, threads: int, meeting: Mappi
             logger.warning("%s: waiting until the cluster has them", said)
     return TorchTrainer(
         _work_in_ray,
-        train_loop_config={
-            "home": str(Path.cwd()),
-            "spec": str(stage.file(SPEC).absolute()),
-            "threads": threads,
-            "meeting": meeting,
-        },
-        torch_config=OwnGroup(),
+        train_loop_config={"home": str(Path.cwd()), "spec": str(stage.file(SPEC).absolute()), "threads": threads},
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(num_workers=world, use_gpu=on_gpu, resources_per_worker=of_each),
         # Its own files are of no use to us: what is resumed is our checkpoint.
         run_config=ray.train.RunConfig(
@@ -294,24 +278,9 @@ def _make_ray_trainer(config: Config, stage: Stage, threads: int, meeting: Mappi
     )
 
 
-def _place_in_ray() -> dict[str, str]:
-    """Return the variables that say which process of a run this is, as torchrun names them."""
-    import ray.train
-    import ray.train.torch
-
-    context = ray.train.get_context()
-    return {
-        "RANK": str(context.get_world_rank()),
-        "WORLD_SIZE": str(context.get_world_size()),
-        "LOCAL_RANK": str(context.get_local_rank()),
-        "LOCAL_WORLD_SIZE": str(context.get_local_world_size()),
-        "ACCELERATE_TORCH_DEVICE": str(ray.train.torch.get_device()),
-    }
-
-
 def _work_in_ray(given: dict[str, Any]) -> None:
     """Do one process's part; the environment says which it is."""
-    os.environ.update(given["meeting"], OMP_NUM_THREADS=str(given["threads"]), **_place_in_ray())
+    os.environ["OMP_NUM_THREADS"] = str(given["threads"])
     os.chdir(given["home"])  # Ray has put it elsewhere, and paths are taken from where the run was begun
     spec = Path(given["spec"])
     spec.with_name(BEGUN).touch()
