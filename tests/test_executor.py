@@ -560,9 +560,9 @@ def test_the_slower_of_two_is_not_counted(ray_executor: Executor, tmp_path: Path
         return work
 
     found = by_item(ray_executor.map(make_worker, range(4)))
-    assert {item: (outcome.result, outcome.failures) for item, outcome in found.items()} == {
-        item: ("first", 0) for item in range(4)
-    }
+    assert {item: (outcome.result, outcome.failures) for item, outcome in found.items()} == dict.fromkeys(
+        range(4), ("first", 0)
+    )
 
 
 @pytest.mark.usefixtures("impatient")
@@ -608,12 +608,11 @@ def test_no_copies_where_they_are_not_wanted(ray_executor: Executor, tmp_path: P
 # Ray's own losses
 
 
-@pytest.mark.parametrize("how", ["freed", "owner died"])
+@pytest.mark.parametrize("how", ["ObjectLostError", "OwnerDiedError", "ObjectFetchTimedOutError"])
 def test_a_result_that_is_lost_is_made_again(
     how: str, ray_executor: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     import ray
-    from ray._private.internal_api import free
 
     attempt, lost, get = note(tmp_path), [], ray.get
 
@@ -627,9 +626,7 @@ def test_a_result_that_is_lost_is_made_again(
     def get_once_in_vain(call: Any) -> Any:
         if not lost and isinstance(get(call), bytes):
             lost.append(call)
-            if how == "owner died":
-                raise ray.exceptions.OwnerDiedError(call.hex(), None, "")
-            free([call])
+            raise getattr(ray.exceptions, how)(call.hex(), None, "")
         return get(call)
 
     monkeypatch.setattr(ray, "get", get_once_in_vain)
