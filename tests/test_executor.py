@@ -544,22 +544,25 @@ def test_an_item_that_takes_too_long_is_begun_by_an_idle_worker(
 
 @pytest.mark.usefixtures("impatient")
 def test_the_slower_of_two_is_not_counted(ray_executor: Executor, tmp_path: Path) -> None:
-    # The first goes on as soon as its copy has finished, while item 5 keeps the map from ending.
     def make_worker() -> Worker:
-        first = slow_once(tmp_path, 0, "go")()
-
-        def work(item: int) -> int:
-            if item == 5:
-                time.sleep(0.5)
-            if item == 0 and (tmp_path / "0.begun").exists():
+        def work(item: int) -> str:
+            try:
+                (tmp_path / f"{item}.begun").touch(exist_ok=False)
+            except FileExistsError:
+                # The copy has begun: the first goes on, and the map waits for this one a little longer.
                 (tmp_path / "go").touch()
-            return first(item)
+                time.sleep(1.0)
+                return "copy"
+            while item == 0 and not (tmp_path / "go").exists():
+                time.sleep(0.02)
+            return "first"
 
         return work
 
-    found = by_item(ray_executor.map(make_worker, range(6)))
-    assert sorted(found) == list(range(6))
-    assert {outcome.error for outcome in found.values()} == {None}
+    found = by_item(ray_executor.map(make_worker, range(4)))
+    assert {item: (outcome.result, outcome.failures) for item, outcome in found.items()} == dict.fromkeys(
+        range(4), ("first", 0)
+    )
 
 
 @pytest.mark.usefixtures("impatient")
@@ -605,12 +608,11 @@ def test_no_copies_where_they_are_not_wanted(ray_executor: Executor, tmp_path: P
 # Ray's own losses
 
 
-@pytest.mark.parametrize("how", ["freed", "owner died"])
+@pytest.mark.parametrize("how", ["ObjectLostError", "OwnerDiedError", "ObjectFetchTimedOutError"])
 def test_a_result_that_is_lost_is_made_again(
     how: str, ray_executor: Executor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     import ray
-    from ray._private.internal_api import free
 
     attempt, lost, get = note(tmp_path), [], ray.get
 
@@ -624,9 +626,7 @@ def test_a_result_that_is_lost_is_made_again(
     def get_once_in_vain(call: Any) -> Any:
         if not lost and isinstance(get(call), bytes):
             lost.append(call)
-            if how == "owner died":
-                raise ray.exceptions.OwnerDiedError(call.hex(), None, "")
-            free([call])
+            raise getattr(ray.exceptions, how)(call.hex(), None, "")
         return get(call)
 
     monkeypatch.setattr(ray, "get", get_once_in_vain)

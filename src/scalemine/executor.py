@@ -355,10 +355,9 @@ class _Pool:
         """
         for load in range(self._in_flight):
             for member in self._members:
-                if load and not may_hand_out_ahead(len(todo), len(self._members)):
-                    return
+                may = not load or may_hand_out_ahead(len(todo), len(self._members))
                 is_free = member.is_ready and len(member.running) <= load
-                if todo and is_free and member.has_room(todo[0], self._in_flight):
+                if todo and may and is_free and member.has_room(todo[0], self._in_flight):
                     self._hand_out(todo.popleft(), member)
         if self._copies and not todo:
             self._copy_straggler()
