@@ -198,7 +198,7 @@ def _find_tagged(config: Config, examples: Examples) -> _Tagged:
 
 def _open(config: Config, examples: Examples, tagged: _Tagged, *, redo: bool) -> Stage:
     options = config.ablation
-    settings = {"ablation.pattern": options.pattern, "ablation.replacement": options.replacement}
+    settings: dict[str, Any] = {"ablation.pattern": options.pattern, "ablation.replacement": options.replacement}
     settings |= {"ablation.label": tagged.label, "seed": config.seed}
     folder = Workdir(config.workdir.absolute()).ablation
     return open_stage(folder, version=VERSION, settings=settings, inputs={"train": examples.sha256}, redo=redo)
@@ -234,7 +234,7 @@ def _moved(split: Split, before: Examples, now: Examples) -> Split:
     row_of = {id_: row for row, id_ in enumerate(now.ids_of(np.arange(now.num_rows)))}
     if len(row_of) != before.num_rows:
         raise InputError(f"labels.id: {before.num_rows} tweets of {before.uri} and {len(row_of)} of {now.uri} have ids")
-    parts = {}
+    parts: dict[str, Any] = {}
     for part in ("train", "dev", "held_out"):
         rows = getattr(split, part)
         parts[part] = np.array([row_of[id_] for id_ in before.ids_of(rows)], np.int64) if len(rows) else rows
