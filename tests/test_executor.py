@@ -657,3 +657,27 @@ def test_workers_that_die_at_birth_now_and_then_are_replaced(request: pytest.Fix
         found = by_item(one.map(make_worker, range(6)))
     assert [found[item].result for item in range(6)] == list(range(6))
     assert len(list(tmp_path.glob("*.born"))) == 6
+
+
+AFTER_SIGTERM = """
+import os, signal, time
+from scalemine.config import ComputeConfig
+from scalemine.executor import StopSignals, Stopped, make_executor
+with StopSignals() as signals:
+    with make_executor(ComputeConfig(executor="ray"), signals=signals, wants_gpu=False) as executor:
+        try:
+            for outcome in executor.map(lambda: abs, [-1, -2, -3, -4, -5, -6]):
+                print(outcome.result)
+                os.kill(os.getpid(), signal.SIGTERM)
+        except Stopped:
+            print("stopped")
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_asks_for_a_stop_also_in_a_ray_session() -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
+    done = subprocess.run([sys.executable, "-c", AFTER_SIGTERM], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "stopped"
+    assert 1 <= len(done.stdout.splitlines()) - 1 <= 3

@@ -25,7 +25,7 @@ from typing import IO, Any
 import psutil
 
 from scalemine.config import MINING_SECTIONS, Config, RunError, load_config
-from scalemine.executor import StopSignals, prepare_ray
+from scalemine.executor import StopSignals, prepare_ray, signals_kept
 from scalemine.lease import hold_workdir
 from scalemine.sources import find_sources
 from scalemine.store import Workdir, file_sha256, fingerprint, read_json, write_json
@@ -417,7 +417,6 @@ class _Cluster:
 
     def __init__(self, num_nodes: int) -> None:
         self._num_nodes, self._number = num_nodes, 0
-        self._handler = signal.getsignal(signal.SIGTERM)
         self._nodes: dict[str, Any] = {}
         self._cluster: Any = None
 
@@ -425,23 +424,23 @@ class _Cluster:
         prepare_ray(is_local=True)
         from ray.cluster_utils import Cluster
 
-        self._cluster = Cluster(
-            initialize_head=True,
-            head_node_args={
-                "num_cpus": 0,
-                "include_dashboard": False,
-                "object_store_memory": OBJECT_STORE_BYTES,
-                "node_ip_address": "127.0.0.1",
-                "dashboard_agent_listen_port": None,
-            },
-        )
+        with signals_kept():
+            self._cluster = Cluster(
+                initialize_head=True,
+                head_node_args={
+                    "num_cpus": 0,
+                    "include_dashboard": False,
+                    "object_store_memory": OBJECT_STORE_BYTES,
+                    "node_ip_address": "127.0.0.1",
+                    "dashboard_agent_listen_port": None,
+                },
+            )
         try:
             for _ in range(self._num_nodes):
                 self.add_node()
         except BaseException:
             self._cluster.shutdown()
             raise
-        signal.signal(signal.SIGTERM, self._handler)  # Ray has put its own there
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -463,9 +462,10 @@ class _Cluster:
     def add_node(self) -> None:
         """Add a node of one CPU."""
         self._number += 1
-        self._nodes[f"node {self._number}"] = self._cluster.add_node(
-            num_cpus=1, object_store_memory=OBJECT_STORE_BYTES, node_ip_address="127.0.0.1"
-        )
+        with signals_kept():
+            self._nodes[f"node {self._number}"] = self._cluster.add_node(
+                num_cpus=1, object_store_memory=OBJECT_STORE_BYTES, node_ip_address="127.0.0.1"
+            )
 
     def remove_node(self, chance: random.Random) -> tuple[str, int]:
         """Take a node away with all of its processes at once; return its name and how many these were."""

@@ -521,7 +521,8 @@ def ray_session(config: ComputeConfig, *, num_cpus: int | None = None) -> Iterat
         options = {"num_cpus": num_cpus or config.workers, "include_dashboard": False}
     try:
         _knock(config.address)
-        ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **options)
+        with signals_kept():
+            ray.init(address=config.address, log_to_driver=False, logging_level=logging.ERROR, **options)
     except (OSError, ValueError) as error:
         raise InputError(
             f"compute.address: no Ray cluster at {config.address!r} ({str(error).splitlines()[0]}); "
@@ -606,6 +607,17 @@ def ray_jobs(config: ComputeConfig) -> Iterator[RayJobs | None]:
         register_ray()
         with parallel_config("ray", n_jobs=config.workers):
             yield RayJobs(config.workers)
+
+
+@contextlib.contextmanager
+def signals_kept() -> Iterator[None]:
+    """Keep who asked for SIGTERM from losing it to Ray, which aborts on it, whatever handler was there."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
 
 
 def prepare_ray(*, is_local: bool) -> None:

@@ -5,6 +5,7 @@ import os
 import pickle
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -356,12 +357,27 @@ def test_a_shard_whose_workers_had_bad_luck_is_tried_once_more(corpus, files, no
     assert files.facts(corpus.shards[1])["quarantined"] == []
 
 
+def loader_of_actors(notes, **fake):
+    """Return a loader that travels by value, as an actor does not know where the tests lie."""
+    folder = str(Path(oracles.__file__).parents[1])
+
+    def load():
+        import sys
+
+        sys.path.insert(0, folder)
+        from mining import oracles as there
+
+        return there.FakeEncoder(notes, **fake)
+
+    return load
+
+
 @pytest.mark.slow
 def test_a_row_that_ends_the_process_goes_to_quarantine(tmp_path, notes, ray_session):
     texts = [f"tweet {number}" for number in range(12)]
     corpus = oracles.make_corpus(tmp_path, IDS[:12], texts, 6)
     files = Embeddings(oracles.make_stage(tmp_path / "embeddings"), corpus)
-    load = partial(oracles.FakeEncoder, notes, deadly=("tweet 4",))
+    load = loader_of_actors(notes, deadly=("tweet 4",))
     with make_executor(ComputeConfig(executor="ray", workers=2), signals=StopSignals(), wants_gpu=False) as executor:
         assert encode_corpus(load, corpus, executor, embeddings=files).rows == 12
     path = tmp_path / "quarantine.parquet"
@@ -387,7 +403,7 @@ def test_a_row_that_ends_the_process_goes_to_quarantine(tmp_path, notes, ray_ses
 def test_the_kernel_ends_a_worker_for_want_of_memory(tmp_path, notes, ray_session):
     corpus = oracles.make_corpus(tmp_path, IDS, TEXTS, 9)
     files = Embeddings(oracles.make_stage(tmp_path / "embeddings"), corpus)
-    load = partial(oracles.FakeEncoder, notes, killed_once=("tweet 3 on the storm",))
+    load = loader_of_actors(notes, killed_once=("tweet 3 on the storm",))
     with make_executor(ComputeConfig(executor="ray", workers=2), signals=StopSignals(), wants_gpu=False) as executor:
         work = encode_corpus(load, corpus, executor, embeddings=files)
     assert work.rows == len(TEXTS)
