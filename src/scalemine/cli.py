@@ -1295,7 +1295,6 @@ def main() -> None:
     # that turn in circles make each step ten times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from scalemine.bucket import failure_in
     from scalemine.config import InputError, RunError
     from scalemine.executor import Stopped
 
@@ -1311,6 +1310,8 @@ def main() -> None:
     except RunError as error:
         _fail(EXIT_FAILED, " ".join(str(error).split()))
     except RuntimeError as error:  # of a worker, which can only hand on its traceback
+        from scalemine.bucket import failure_in
+
         if said := failure_in(str(error)):
             _fail(EXIT_FAILED, said)
         raise

@@ -73,7 +73,8 @@ def hostile(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hostile")
     of_set = tweets("t", 10, **{HOSTILE: 10})
     trials = []
-    for number, name in enumerate((HOSTILE, "plain", "never")):
+    # Names of trials are those of files.
+    for number, name in enumerate((HOSTILE.replace("\\", ""), "plain", "never")):
         if name != "never":
             run = {f"test_{HOSTILE[:4]}": (of_set, first(of_set, 5 + number, **{HOSTILE: 2}))}
             write_tagger_run(folder, f"run{number}", run, words=HOSTILE, train_set=name, chosen_on=HOSTILE)

@@ -384,7 +384,7 @@ class _Sweep:
         for trial in trials:
             of_trial = self.runs[trial.name]
             for run in of_trial[: len(self.seeds)]:  # of one fold: the others have the same
-                values = resources.own(run.config).model_dump(mode="json", exclude_unset=True)
+                values = resources.own(run.config).model_dump(mode="json", exclude={"sweep"}, exclude_unset=True)
                 text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
                 path = self.folder / CONFIGS / f"{trial.name}_seed{run.seed}.yaml"
                 if not path.exists() or path.read_text(encoding="utf-8") != text:
