@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 from scalemine import export as module
 from scalemine.cli import main
-from scalemine.config import InputError
+from scalemine.config import DiskFullError, InputError
 from scalemine.export import FORMATS, Options, Report, conll, export, json_lines, tag_words
 from scalemine.mining.anchors import SPANS, Anchors, store_anchors
 from scalemine.mining.anchors import Positives as Labelled
@@ -754,7 +754,7 @@ def test_a_failure_leaves_what_was_there(
 
     monkeypatch.setattr(Path, "write_bytes", full)
     monkeypatch.setattr(module.pq, "write_table", full)
-    with pytest.raises(InputError, match=r"out.*: cannot be written \(No space left on device\)"):
+    with pytest.raises(DiskFullError, match=r"out.*: cannot be written, the disk or its quota is full"):
         export(mined, tmp_path / to, replace(options, redo=True))
     assert tree(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir()] == ([to] if there else [])

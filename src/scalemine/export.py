@@ -24,9 +24,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import yaml
 
-from scalemine.config import InputError, TrainConfig
+from scalemine.config import DiskFullError, InputError, TrainConfig
 from scalemine.mining.anchors import Anchors, load_anchors
-from scalemine.store import Stage, Workdir, fingerprint, read_json, write_json, write_whole, write_whole_folder
+from scalemine.store import (
+    Stage,
+    Workdir,
+    disk_full_said,
+    fingerprint,
+    read_json,
+    write_json,
+    write_whole,
+    write_whole_folder,
+)
 from scalemine.text import duplicate_key
 from scalemine.training.tagging.labels import CharSpan, align, tag_names, tags_of_spans, word_offsets
 
@@ -82,6 +91,7 @@ def export(workdir: Path, to: Path, options: Options) -> Report:
     Raises:
         InputError: The options contradict one another, the workdir is not finished or has not what is asked for, or
             the output is there already or cannot be written.
+        DiskFullError: There is no room for it.
     """
     _check_options(options, to)
     _check_place(workdir, to, options)
@@ -89,15 +99,18 @@ def export(workdir: Path, to: Path, options: Options) -> Report:
     report = Report()
     kept, dropped = _surely_negative(finished, options, report)
     try:
-        if options.format in PAIR_FORMATS:
-            _export_pairs(finished, _of_sets(finished, kept, options, report), to, options, report)
-        elif options.format == "jsonl":
-            _export_json_lines(finished, kept, dropped, to, options, report)
-        else:
-            sets = {name: _without(table, dropped) for name, table in finished.sets(options.sets).items()}
-            write = _write_conll if options.format == "conll" else _write_datasets
-            with _new_folder(to, finished, options) as folder:
-                write(folder, finished, sets, report)
+        with disk_full_said(to):
+            if options.format in PAIR_FORMATS:
+                _export_pairs(finished, _of_sets(finished, kept, options, report), to, options, report)
+            elif options.format == "jsonl":
+                _export_json_lines(finished, kept, dropped, to, options, report)
+            else:
+                sets = {name: _without(table, dropped) for name, table in finished.sets(options.sets).items()}
+                write = _write_conll if options.format == "conll" else _write_datasets
+                with _new_folder(to, finished, options) as folder:
+                    write(folder, finished, sets, report)
+    except DiskFullError:
+        raise
     except OSError as error:
         raise InputError(f"{to}: cannot be written ({error.strerror or error}); choose another place") from None
     report.say(f"written: {to}")
