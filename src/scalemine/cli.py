@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, cast
 import typer
 
 from scalemine.mirror import spelled
-from scalemine.redaction import redact_text
+from scalemine.redaction import redact, redact_text
 
 if TYPE_CHECKING:
     from scalemine.config import Config
@@ -620,7 +620,11 @@ def submit(
     if dry_run:
         for name, text in render(job, to.value, config).items():
             print(redact_text(f"# {job.home / name}\n{text}"))
-        print(redact_text("\n".join(f"# {line}" for line in describe_job(job, loaded))))
+        print(
+            redact_text(
+                "\n".join(f"# {line}" for line in describe_job(job, loaded, sees_files=to != TargetOption.kubernetes))
+            )
+        )
         return
     sent = send(job, to.value, config)
     print(f"job {sent.id} was sent to {to.value}; scalemine status|logs|stop {sent.id}", flush=True)
@@ -1165,7 +1169,7 @@ def _print_plan(config: Config, check: Callable[[Config], None], redo: bool) -> 
     from scalemine.store import Workdir
 
     workdir = Workdir(config.workdir)
-    print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    print(yaml.safe_dump(redact(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True))
     if any(workdir.root.glob("*/stage.json")):
         try:
             check(config)

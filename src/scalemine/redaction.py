@@ -10,7 +10,7 @@ from typing import Any, Final
 Json = Any
 
 MASK: Final = "***"
-_NAME: Final = r"TOKEN|KEY|SECRET|PASSW(?:OR)?D|CREDENTIALS?"
+_NAME: Final = r"TOKEN|KEY(?!WORD)|SECRET|PASSW(?:OR)?D|CREDENTIALS?"
 _SECRET_NAME: Final = re.compile(_NAME, re.IGNORECASE)
 # Names that only point to a secret, or switch something.
 _NO_SECRET: Final = re.compile(r"(_PATH|_FILE|_DIR|_MODE)$|^TOKENIZERS_", re.IGNORECASE)

@@ -134,7 +134,7 @@ def test_sample_has_the_lengths_of_the_quartiles(clock, corpus):
 
 def test_candidates(monkeypatch):
     monkeypatch.setattr(engine_choice, "is_installed", lambda _: True)
-    assert candidates("float32", "cpu") == ["torch", "onednn"]
+    assert candidates("float32", "cpu") == ["torch", "onednn", "openvino"]
     assert candidates("bfloat16", "cpu") == ["torch", "openvino"]
     assert (
         candidates("float16", "cpu") == candidates("float32", "cuda") == candidates("bfloat16", "cuda:1") == ["torch"]

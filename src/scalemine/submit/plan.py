@@ -27,13 +27,20 @@ _PROBE_ROWS = 256
 _NAMED = 8
 
 
-def describe_job(job: Job, config: Config) -> list[str]:
+def describe_job(job: Job, config: Config, *, sees_files: bool = True) -> list[str]:
     """Return what a job would do, line by line; nothing is written.
+
+    Args:
+        job: The job.
+        config: As the job will read it.
+        sees_files: Whether the files that it reads lie where this process sees them.
 
     Raises:
         InputError: As the stage itself.
     """
     lines = [f"{job.stage} on {job.profile}"]
+    if not sees_files:
+        return [*lines, "no estimate: the files that the job reads are not to be seen from here"]
     if job.stage == "sweep":
         from scalemine.sweep.driver import describe_sweep
 
