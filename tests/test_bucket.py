@@ -347,7 +347,14 @@ def test_a_mine_in_a_bucket_is_the_same_as_on_a_disk_whenever_the_store_fails(
         assert_whole(s3, "mined/work")
         # What was finished is not done again.
         put = {key for method, key in s3.log if method in ("PUT", "POST")}
-        assert not {key for key in put & done if key.endswith(".arrow") and f"{key}.json" in done}
+        both = (f"mined/work/{stage}/" for stage in ("embeddings", "similarities"))
+        finished_shards = set.intersection(
+            *(
+                {key.removeprefix(stage) for key in done if key.startswith(stage) and key.endswith(".json")}
+                for stage in both
+            )
+        )
+        assert not {key for key in put if f"{key.rpartition('/')[2]}.json" in finished_shards}
     s3.puts_left = None
     elsewhere()
     mine(values)
@@ -412,6 +419,7 @@ def test_a_corpus_and_positives_in_a_bucket(
     assert corpus.read(corpus.shards[0]).num_rows == corpus.shards[0].num_rows
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_the_command_line_with_two_workers_on_ray(
     s3: Store, settings_of: Settings, finished: Any, tmp_path: Path
