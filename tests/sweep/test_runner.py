@@ -369,8 +369,9 @@ def test_not_for_ever(
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_run_of_several_processes_is_held_by_them(
-    tmp_path: Path, folder: Path, in_place_of_a_run: Any, processes: int
+    tmp_path: Path, folder: Path, in_place_of_a_run: Any, processes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("scalemine.training.processes.WAIT_SECONDS", 0.5)
     free = []
 
     def try_to_hold(*_: Any, **__: Any) -> None:
