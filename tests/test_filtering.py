@@ -5,7 +5,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
@@ -37,6 +39,7 @@ def terms_find(texts: list[str], **terms: tuple[str, ...]) -> dict[str, list[lis
 WORDS = st.text(st.sampled_from("aAñb1_ -#.É🔥"), min_size=1, max_size=5).filter(lambda word: word.strip())
 
 
+@hypothesis.settings(deadline=None)
 @given(st.lists(st.text(st.sampled_from("aAñb1_ -#.É🔥\n"), max_size=12), min_size=1), WORDS)
 def test_keywords_are_whole_words_in_any_case(texts: list[str], keyword: str) -> None:
     """Against Python's own regular expressions, whose word characters know Unicode."""
@@ -244,6 +247,14 @@ def test_the_command_prints_the_counts(
     assert not ended.value.code
     assert "77005" in said
     assert "1,200 tweets in" in said
+
+
+def test_more_keywords_than_one_pattern_of_re2_holds() -> None:
+    words = tuple(f"word{number}" for number in range(300))
+    with pytest.raises(pa.ArrowInvalid, match="too large"):
+        pc.match_substring_regex(pa.array([""]), "|".join(map(keyword_pattern, words)))
+    texts = ["a word299 and a WORD0", "sword7", "word15."]
+    assert terms_find(texts, keywords=words)["keywords"] == [["word0", "word299"], [], ["word15"]]
 
 
 def test_a_keyword_pattern_has_edges_only_beside_letters() -> None:

@@ -167,8 +167,9 @@ def _check(config: Config) -> None:
 
 
 def _read(config: Config, family: Family, signals: StopSignals | None, show: ShowProgress) -> Data[Examples]:
-    if config.reads_embeddings:
-        embed_examples(config, signals=signals or StopSignals(), show=show)
+    for one in config.trained:
+        if one.reads_embeddings:
+            embed_examples(one, signals=signals or StopSignals(), show=show)
     found: Data[Examples] = family.read(config, signals=signals, show=show)
     return found
 

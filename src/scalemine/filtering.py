@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -108,12 +108,27 @@ def _matches(texts: pa.ChunkedArray, names: Sequence[str], patterns: Sequence[st
     """Return the names of the patterns that each text has; texts with none of them are read once."""
     found: list[list[str]] = [[] for _ in range(len(texts))]
     if patterns:
-        rows_M = np.flatnonzero(_mask(texts, "|".join(f"(?:{pattern})" for pattern in patterns)))
+        has_any_N = np.logical_or.reduce([_mask(texts, pattern) for pattern in _joined(tuple(patterns))])
+        rows_M = np.flatnonzero(has_any_N)
         some = texts.take(rows_M)
         for name, pattern in zip(names, patterns, strict=True):
             for row in rows_M[_mask(some, pattern)].tolist():
                 found[row].append(name)
     return found
+
+
+@cache
+def _joined(patterns: tuple[str, ...]) -> list[str]:
+    """Return one pattern that finds what any of some does; several, where RE2 finds one too large."""
+    if len(patterns) == 1:
+        return list(patterns)
+    joined = "|".join(f"(?:{pattern})" for pattern in patterns)
+    try:
+        pc.match_substring_regex(pa.array([""]), joined)
+    except pa.ArrowInvalid:
+        half = len(patterns) // 2
+        return [*_joined(patterns[:half]), *_joined(patterns[half:])]
+    return [joined]
 
 
 @dataclass(frozen=True)

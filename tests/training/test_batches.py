@@ -130,5 +130,5 @@ def test_even_batches_have_one_length_and_each_row_once(costs, budget):
         [length] = {costs[row] for row in rows}
         assert count == 1 or count * length <= budget
         # Copies of its own rows, in turn, up to what kernels want.
-        assert len(rows) == max(count, 8, -(-256 // length))
+        assert len(rows) == next(size for size in range(8, 2_000, 8) if size >= count and size * length >= 256)
         assert rows == [rows[place % count] for place in range(len(rows))]

@@ -75,12 +75,14 @@ def _is_over(last: int, lengths: NDArray[np.int64], start: int, budget: int) -> 
 def even_batches(costs: Sequence[int] | NDArray[np.integer[Any]], budget: int) -> Iterator[tuple[list[int], int]]:
     """Yield batches of rows of one length, shortest first, each with how many of its rows count.
 
-    Nothing is filled up, and small batches are topped up with copies of their rows, which do not count: what a model
-    makes of a row then has the same bits whatever else is there. Kernels for few rows or tokens round otherwise.
+    Nothing is filled up, and batches are topped up with copies of their rows, which do not count: what a model makes of
+    a row then has the same bits whatever else is there. Kernels for few rows or tokens round otherwise, and with one
+    output for the last few rows, too, so there is always a multiple of ``_LEAST_ROWS``.
     """
     for rows in length_batches([max(1, int(cost)) for cost in costs], budget):
-        least = max(_LEAST_ROWS, -(-_LEAST_TOKENS // max(1, int(costs[rows[0]]))))
-        yield (rows * -(-least // len(rows)))[: max(least, len(rows))], len(rows)
+        wanted = max(len(rows), -(-_LEAST_TOKENS // max(1, int(costs[rows[0]]))))
+        size = -(-wanted // _LEAST_ROWS) * _LEAST_ROWS
+        yield (rows * -(-size // len(rows)))[:size], len(rows)
 
 
 def to_device(batch: Mapping[str, Tensor], device: torch.device) -> Batch:

@@ -19,6 +19,7 @@ from scalemine.training.multilabel.calibration import (
     ece,
     fit_calibration,
     logits_of,
+    probabilities_of,
 )
 
 Arrays = tuple[NDArray[Any], NDArray[Any]]
@@ -294,3 +295,10 @@ def test_logits_of_probabilities_are_numbers_everywhere() -> None:
     assert np.isfinite(found).all()
     assert found[0, 0] == pytest.approx(-found[0, 1], rel=1e-2)
     assert found[0, 2] == pytest.approx(np.log(1 / 3))
+
+
+def test_a_sigmoid_does_not_depend_on_how_many_there_are() -> None:
+    logits_NC = np.random.default_rng(0).normal(0, 4, (64, 5)).astype(np.float32)
+    whole_NC = probabilities_of(logits_NC)
+    assert whole_NC == pytest.approx(1 / (1 + np.exp(-logits_NC.astype(np.float64))), abs=1e-6)
+    assert all(np.array_equal(probabilities_of(logits_NC[:rows]), whole_NC[:rows]) for rows in range(64))

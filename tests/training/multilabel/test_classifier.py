@@ -520,6 +520,12 @@ def test_scores_do_not_depend_on_what_is_beside(loaded, monkeypatch):
             assert loaded.scores([TEXTS[i] for i in order]) == pytest.approx(alone[order], abs=1e-5)
 
 
+def test_copies_have_the_same_bits_however_many(loaded):
+    for text in TEXTS:
+        alone = loaded.scores([text])
+        assert all(np.array_equal(loaded.scores([text] * number), alone.repeat(number, 0)) for number in (9, 17, 33))
+
+
 @settings(deadline=None, max_examples=40)
 @given(texts=st.lists(st.text(max_size=40) | st.sampled_from(TEXTS), max_size=4))
 def test_any_text_has_scores(loaded, texts):

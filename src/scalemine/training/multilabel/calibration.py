@@ -108,6 +108,11 @@ def logits_of(scores_NC: NDArray[Any]) -> NDArray[Any]:
     return np.asarray(logit(scores_NC.clip(_LEAST, 1 - _LEAST)))
 
 
+def probabilities_of(logits_NC: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the sigmoid of logits, each computed alone: torch rounds otherwise at the end of a tensor."""
+    return np.asarray(expit(logits_NC), np.float32)
+
+
 @dataclass(frozen=True, eq=False)
 class Calibration:
     """Probabilities of logits: sigmoid(slope z + offset), label by label.

@@ -44,6 +44,7 @@ from scalemine.models import (
 from scalemine.store import read_json, remove, write_json, write_whole
 from scalemine.text import normaliser
 from scalemine.training.batches import BATCH_TOKENS, Batch, even_batches, pad, to_device
+from scalemine.training.multilabel.calibration import probabilities_of
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +178,7 @@ class Classifier(ModelHubMixin):  # type: ignore[misc]
         device = next(self.model.parameters()).device
         for rows, count in even_batches(lengths, BATCH_TOKENS[device.type]):
             logits_BC = self.model(**to_device(self._collate(tokens, rows), device)).logits
-            scores_NC[rows[:count]] = torch.sigmoid(logits_BC[:count].float()).cpu().numpy()
+            scores_NC[rows[:count]] = probabilities_of(logits_BC[:count].float().cpu().numpy())
         return scores_NC
 
     def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:

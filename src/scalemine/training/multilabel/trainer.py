@@ -33,7 +33,7 @@ from scalemine.training.family import (
     run_settings,
 )
 from scalemine.training.loop import Plan, Progress, Task, fit
-from scalemine.training.multilabel.calibration import Calibration
+from scalemine.training.multilabel.calibration import Calibration, probabilities_of
 from scalemine.training.multilabel.classifier import (
     CONFIG,
     FORMAT,
@@ -151,10 +151,6 @@ class LabelTrainer(ABC):
         """Return probabilities in the order of nested labels; as they are, where the model itself keeps it."""
         return scores_NC
 
-    def _probabilities(self, logits_NC: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the probabilities of logits, as the kept model gives them."""
-        return torch.from_numpy(logits_NC).sigmoid().numpy()
-
     @property
     def is_main(self) -> bool:
         """Whether this is the process that writes."""
@@ -193,7 +189,7 @@ class LabelTrainer(ABC):
         name = chooser(self.config)
         logits_NC, score = self._logits(name), 0.0
         if self.is_main:
-            score = selection(self.config.labels.select)(self.tweets.targets(name), self._probabilities(logits_NC))
+            score = selection(self.config.labels.select)(self.tweets.targets(name), probabilities_of(logits_NC))
         return float(self._from_main([[score]])[0, 0])
 
     def _from_main(self, values: Any) -> NDArray[np.float64]:  # noqa: ANN401  what numpy takes
@@ -222,7 +218,7 @@ class LabelTrainer(ABC):
             remove_predictions(self.folder, self.sets)
         metrics = {}
         for name in self.sets:
-            scores_NC = self._in_order(self._probabilities(self._logits(name)))
+            scores_NC = self._in_order(probabilities_of(self._logits(name)))
             if self.is_main:
                 self.tweets.write_predictions(name, scores_NC, self.folder / "predictions" / f"{name}.parquet")
                 metrics[name] = self.tweets.score(name, scores_NC, self.thresholds_C)

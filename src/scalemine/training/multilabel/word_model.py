@@ -29,13 +29,13 @@ from scalemine.config import InputError
 from scalemine.models import device_name, first_line
 from scalemine.store import file_sha256, read_json, write_json, write_whole
 from scalemine.text import normaliser
+from scalemine.training.multilabel.calibration import probabilities_of
 from scalemine.training.multilabel.head import in_order, order
 from scalemine.training.multilabel.word_network import (
     NetworkShape,
     WordNetwork,
     logits_of_one_length,
     prediction_rows,
-    probabilities,
     split_words,
 )
 from scalemine.training.tagging.network import StaticWords
@@ -117,7 +117,7 @@ class WordModel:
             num_cut += cut
             for rows in prediction_rows([len(one) for one in ids]):
                 logits_BC = logits_of_one_length(self.network, [ids[row] for row in rows])
-                scores_NC[[start + row for row in rows]] = probabilities(logits_BC.numpy())
+                scores_NC[[start + row for row in rows]] = probabilities_of(logits_BC.numpy())
         if num_cut:
             logger.warning("%d texts have more than %d words, and were cut", num_cut, self.info["max_length"])
         return in_order(scores_NC, self._nesting)

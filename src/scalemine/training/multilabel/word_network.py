@@ -23,7 +23,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.special import expit
 from torch import Tensor, nn
 
 from scalemine.config import WORD_NETWORKS
@@ -213,11 +212,6 @@ def prediction_rows(lengths: Sequence[int] | NDArray[np.int64]) -> list[list[int
         for rows in length_batches([int(length) for length in lengths], 2**62)
         for start in range(0, len(rows), PREDICTED_TEXTS)
     ]
-
-
-def probabilities(logits_NC: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the sigmoid of logits, each computed alone: torch rounds otherwise at the end of a tensor."""
-    return np.asarray(expit(logits_NC), np.float32)
 
 
 @torch.inference_mode()

@@ -35,7 +35,6 @@ from scalemine.training.multilabel.word_network import (
     learnt_words,
     logits_of_one_length,
     prediction_rows,
-    probabilities,
     split_words,
 )
 from scalemine.training.splits import Split
@@ -166,9 +165,6 @@ class WordNetworkTrainer(LabelTrainer):
 
     def _in_order(self, scores_NC: NDArray[np.float32]) -> NDArray[np.float32]:
         return self.tweets.in_order(scores_NC)
-
-    def _probabilities(self, logits_NC: NDArray[np.float32]) -> NDArray[np.float32]:
-        return probabilities(logits_NC)
 
     def write_model(self, facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
         """Write the network's folder; of one that was there before, what it says of its scores is new."""
