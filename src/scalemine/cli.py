@@ -818,6 +818,7 @@ def predict(
     from scalemine.lease import hold_workdir
     from scalemine.predict import Wanted, check_predict, run_predict
     from scalemine.report.predictions import print_predictions
+    from scalemine.training.kept import kind_of
 
     for one in overrides or ():
         if not one.startswith(("corpus.", "compute.")):
@@ -840,7 +841,7 @@ def predict(
         with (
             hold_workdir(to),
             StopSignals() as signals,
-            make_executor(config.compute, signals=signals, wants_gpu=True) as where,
+            make_executor(config.compute, signals=signals, wants_gpu=kind_of(model) != "words") as where,
         ):
             summary, manifest = run_predict(wanted, where, signals, redo=redo, show=_show)
     print_predictions(Console(), summary, manifest)
