@@ -36,7 +36,7 @@ def shown(summary: Json, manifest: Json) -> dict[str, Any]:
         (f"With a {summary['gives'].removesuffix('s')}", whole(summary["with_any"])),
         ("Distinct texts, each read once", whole(summary["distinct"])),
         ("Rows that could not be predicted", whole(summary["quarantined"])),
-        ("Speed", rate(speed) if speed else "–"),
+        ("Tweets/s", rate(speed) if speed else "–"),
     ]
     return {
         "facts": facts,
@@ -53,7 +53,7 @@ def shown(summary: Json, manifest: Json) -> dict[str, Any]:
 def classes_table(summary: Json) -> Table:
     """Return the counts by class."""
     spans = summary["gives"] == "spans"
-    columns = [Column("Class", "class", numeric=False), Column("Tweets", "tweets"), Column("Share of all", "share")]
+    columns = [Column("Class", "class", numeric=False), Column("Tweets", "tweets"), Column("Share of all, %", "share, %")]
     columns.append(Column("Spans", "spans") if spans else Column("Threshold", "threshold"))
     rows = []
     for name, one in summary["classes"].items():
