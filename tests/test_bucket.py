@@ -97,6 +97,12 @@ def test_what_is_written_is_there_byte_for_byte_and_so_it_is_on_another_machine(
     assert not (Path(os.environ["SCALEMINE_MIRROR"]) / MARK).stat().st_mode & 0o077
 
 
+def test_a_folder_of_any_name_is_uploaded(s3: Store) -> None:
+    for name in ("staging", "staging/shards", "index/work"):
+        write_json(opened(name) / "a.json", [1])
+    assert sorted(s3.objects()) == ["index/work/a.json", "staging/a.json", "staging/shards/a.json"]
+
+
 def test_what_is_at_hand_is_not_fetched_again_and_what_changed_is(s3: Store) -> None:
     write_json(opened() / "a.json", [1])
     write_json(opened() / "b.json", [1])
@@ -178,7 +184,7 @@ def test_what_is_removed_goes_from_both_manifests_first(s3: Store) -> None:
 
 def test_what_others_wrote_is_pushed_data_first(s3: Store) -> None:
     folder = opened()
-    for name in ("a.json", "b.bin", "c.json", "d.txt", ".lock", "staging/e.bin"):
+    for name in ("a.json", "b.bin", "c.json", "d.txt", ".lock", ".staging/e.bin"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(name)
     bucket.push(folder)
