@@ -446,6 +446,8 @@ def push(folder: Path) -> None:
     for path in _files(folder):
         one = _place(path)
         assert one is not None
+        if _stands_in(path):  # it holds nothing, though root may read it
+            continue
         if objects.get(one.key) != _here(path) and not (_known.get(one.uri) == _here(path) and one.key in objects):
             todo.append(path)
     for is_json in (False, True):
