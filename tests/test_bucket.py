@@ -24,12 +24,12 @@ from scalemine.bucket import BucketError
 from scalemine.config import Config, InputError, RunError
 from scalemine.corpus import import_corpus, open_corpus
 from scalemine.executor import InlineExecutor, Outcome
-from scalemine.lease import LEASE, hold_workdir, look_at
+from scalemine.lease import LEASE, hold_share, hold_workdir, look_at
 from scalemine.mirror import MARK, mirror_of
 from scalemine.pipeline import Run, run_mine
 from scalemine.report.page import write_report
 from scalemine.shards import read_arrow, write_arrow
-from scalemine.store import Workdir, open_stage, read_json, write_json, write_whole
+from scalemine.store import Share, Workdir, open_stage, read_json, write_json, write_whole, write_whole_folder
 
 Settings = Callable[..., dict[str, Any]]
 # What says when it was made, and how long that took.
@@ -196,6 +196,25 @@ def test_what_others_wrote_is_pushed_data_first(s3: Store) -> None:
     assert s3.log == []
 
 
+def test_what_only_stands_for_a_shard_is_not_pushed(s3: Store) -> None:
+    folder = opened()
+    write_arrow(folder / "index" / "00000.arrow", pa.table({"a": [1]}))
+    elsewhere()
+    assert opened() == folder
+    s3.delete("work/index/00000.arrow")
+    bucket.push(folder)
+    assert s3.objects() == {}
+
+
+def test_a_whole_folder_is_in_the_bucket_when_it_has_its_name_and_nothing_of_the_one_before(s3: Store) -> None:
+    for name in ("a", "b"):
+        with write_whole_folder(opened() / "members") as folder:
+            (folder / name).mkdir()
+            (folder / name / "config.json").write_text(f'"{name}"')
+        assert list(s3.objects()) == [f"work/members/{name}/config.json"]
+        assert read_json(opened() / "members" / name / "config.json") == name
+
+
 @pytest.mark.parametrize("case", ["no bucket", "wrong key"])
 def test_a_bucket_that_is_not_to_be_had(s3: Store, monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     uri = f"s3://{'nowhere' if case == 'no bucket' else BUCKET}/work"
@@ -273,6 +292,17 @@ def test_who_only_reads_leaves_what_a_writer_here_has_not_yet_pushed(s3: Store) 
         look_at(folder)
         assert (folder / "run.log").read_text() == "so far"
     assert s3.objects() == {"work/run.log": b"so far"}
+
+
+def test_who_only_reads_leaves_what_a_job_at_a_share_here_is_writing(s3: Store) -> None:
+    folder = opened()
+    with hold_share(folder, Share(0, 2), lambda: None) as whole:
+        whole.close()
+        (folder / "run.log").write_text("so far")
+        look_at(folder)
+        assert (folder / "run.log").exists()
+    look_at(folder)
+    assert not (folder / "run.log").exists()
 
 
 # Whole runs

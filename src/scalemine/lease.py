@@ -93,7 +93,8 @@ def look_at(workdir: Path) -> None:
         alone = False
         with contextlib.suppress(Timeout, OSError):
             workdir.mkdir(parents=True, exist_ok=True)
-            alone = _lock(workdir / LEASE, stack)
+            # Jobs at a share hold locks of their own.
+            alone = _lock(workdir / LEASE, stack) and not any(workdir.glob(f".share-*{LEASE}"))
         bucket.sync(workdir, alone=alone)
 
 
