@@ -24,12 +24,12 @@ from scalemine.bucket import BucketError
 from scalemine.config import Config, InputError, RunError
 from scalemine.corpus import import_corpus, open_corpus
 from scalemine.executor import InlineExecutor, Outcome
-from scalemine.lease import LEASE, hold_workdir, look_at
+from scalemine.lease import LEASE, hold_share, hold_workdir, look_at
 from scalemine.mirror import MARK, mirror_of
 from scalemine.pipeline import Run, run_mine
 from scalemine.report.page import write_report
 from scalemine.shards import read_arrow, write_arrow
-from scalemine.store import Workdir, open_stage, read_json, write_json, write_whole
+from scalemine.store import Share, Workdir, open_stage, read_json, write_json, write_whole, write_whole_folder
 
 Settings = Callable[..., dict[str, Any]]
 # What says when it was made, and how long that took.
@@ -95,6 +95,12 @@ def test_what_is_written_is_there_byte_for_byte_and_so_it_is_on_another_machine(
     assert read_json(folder / "empty" / "b.json") == {"é": 1}
     assert (folder / "none").stat().st_size == 0
     assert not (Path(os.environ["SCALEMINE_MIRROR"]) / MARK).stat().st_mode & 0o077
+
+
+def test_a_folder_of_any_name_is_uploaded(s3: Store) -> None:
+    for name in ("staging", "staging/shards", "index/work"):
+        write_json(opened(name) / "a.json", [1])
+    assert sorted(s3.objects()) == ["index/work/a.json", "staging/a.json", "staging/shards/a.json"]
 
 
 def test_what_is_at_hand_is_not_fetched_again_and_what_changed_is(s3: Store) -> None:
@@ -178,7 +184,7 @@ def test_what_is_removed_goes_from_both_manifests_first(s3: Store) -> None:
 
 def test_what_others_wrote_is_pushed_data_first(s3: Store) -> None:
     folder = opened()
-    for name in ("a.json", "b.bin", "c.json", "d.txt", ".lock", "staging/e.bin"):
+    for name in ("a.json", "b.bin", "c.json", "d.txt", ".lock", ".staging/e.bin"):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(name)
     bucket.push(folder)
@@ -188,6 +194,25 @@ def test_what_others_wrote_is_pushed_data_first(s3: Store) -> None:
     s3.log.clear()
     bucket.push(folder)
     assert s3.log == []
+
+
+def test_what_only_stands_for_a_shard_is_not_pushed(s3: Store) -> None:
+    folder = opened()
+    write_arrow(folder / "index" / "00000.arrow", pa.table({"a": [1]}))
+    elsewhere()
+    assert opened() == folder
+    s3.delete("work/index/00000.arrow")
+    bucket.push(folder)
+    assert s3.objects() == {}
+
+
+def test_a_whole_folder_is_in_the_bucket_when_it_has_its_name_and_nothing_of_the_one_before(s3: Store) -> None:
+    for name in ("a", "b"):
+        with write_whole_folder(opened() / "members") as folder:
+            (folder / name).mkdir()
+            (folder / name / "config.json").write_text(f'"{name}"')
+        assert list(s3.objects()) == [f"work/members/{name}/config.json"]
+        assert read_json(opened() / "members" / name / "config.json") == name
 
 
 @pytest.mark.parametrize("case", ["no bucket", "wrong key"])
@@ -267,6 +292,17 @@ def test_who_only_reads_leaves_what_a_writer_here_has_not_yet_pushed(s3: Store) 
         look_at(folder)
         assert (folder / "run.log").read_text() == "so far"
     assert s3.objects() == {"work/run.log": b"so far"}
+
+
+def test_who_only_reads_leaves_what_a_job_at_a_share_here_is_writing(s3: Store) -> None:
+    folder = opened()
+    with hold_share(folder, Share(0, 2), lambda: None) as whole:
+        whole.close()
+        (folder / "run.log").write_text("so far")
+        look_at(folder)
+        assert (folder / "run.log").exists()
+    look_at(folder)
+    assert not (folder / "run.log").exists()
 
 
 # Whole runs

@@ -234,6 +234,15 @@ def test_a_run_that_fails_by_itself_is_said(config: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.parametrize("key", ["positives.uri", "positives.test_uri", "workdir"])
+def test_what_cannot_be_drilled_is_refused(config: Path, tmp_path: Path, key: str) -> None:
+    value, said = {"workdir": ("s3://bucket/work", "set workdir to a folder")}.get(
+        key, (f"{tmp_path}/none.csv", f"{key}: no such file: {tmp_path}/none.csv")
+    )
+    with pytest.raises(InputError, match=said):
+        next(run_drills(config, [f"{key}={value}"], [(0, [Blow(Kill.actor, 0.4)])]))
+
+
 def test_a_drill_can_be_stopped(config: Path, tmp_path: Path) -> None:
     signals = StopSignals()
     signals.requested = True

@@ -476,7 +476,7 @@ def test_a_killed_import_goes_on(tmp_path, moment, num_read_again):
     command = [sys.executable, "-c", KILLED, str(folder), str(tmp_path / "out"), moment]
     killed = subprocess.run(command, env=environment, check=False, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
-    staged = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "staging").glob("*.parquet")}
+    staged = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / ".staging").glob("*.parquet")}
     assert len(staged) == {"reading": 1}.get(moment, 3)
     assert (tmp_path / "out" / "corpus.json").exists() == (moment == "commit")
 

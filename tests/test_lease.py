@@ -191,6 +191,22 @@ def test_who_comes_for_a_share_waits_while_another_holds_the_whole(
         pass
 
 
+def test_who_waits_for_another_machine_goes_on_when_that_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease_module, "WAIT", 0.01)
+    path, waits = write_lease(tmp_path, host="elsewhere", pid=1), []
+
+    def wait() -> None:
+        waits.append(None)
+        if len(waits) == 3:
+            path.unlink()
+        assert len(waits) < 6
+
+    with hold_share(tmp_path, Share(1, 2), wait):
+        assert len(waits) == 3
+
+
 def test_a_share_on_another_machine_is_respected_until_it_expires(tmp_path: Path) -> None:
     path = write_lease(tmp_path, host="elsewhere", pid=1)
     path.rename(tmp_path / ".share-00001-of-00004.lease")

@@ -22,6 +22,7 @@ import pytest
 
 from browser import Browser, Page, chromium, needs_chromium
 from scalemine import review
+from scalemine.bucket import BucketError
 from scalemine.cli import main
 from scalemine.config import InputError
 from scalemine.decisions import Decision, append_decision, read_decisions
@@ -227,15 +228,17 @@ def test_many_windows_at_once_write_one_decision_for_each_tweet(server, workdir)
         assert (answer.status == 200) == ((f"id{index}", decision) in lines)
 
 
-def test_what_cannot_be_saved_is_said_and_not_counted(server, workdir, monkeypatch):
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), BucketError("upload failed 4 times")])
+def test_what_cannot_be_saved_is_said_and_not_counted(server, workdir, monkeypatch, error):
     def full(*args, **kwargs):
-        raise OSError(28, "No space left on device")
+        raise error
 
     with monkeypatch.context() as patched:
         patched.setattr(review, "append_decision", full)
         answer = decide(server, 0)
     assert answer.status == 500
-    assert answer.json == {"error": f"Not saved: {workdir.decisions} cannot be written (No space left on device)."}
+    reason = getattr(error, "strerror", None) or str(error)
+    assert answer.json == {"error": f"Not saved: {workdir.decisions} cannot be written ({reason})."}
     assert ask(server, "tweets/0").json["decision"] is None
     assert server.review.progress()["next"] == 0
     assert decide(server, 0, replaces=None).json["next"] == 1

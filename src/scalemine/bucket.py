@@ -8,7 +8,7 @@ The bucket is what counts. What is written goes there before it gets its name in
 both; what is removed goes from there first, manifests before what they speak of. A file of the mirror has the time of
 its object: where size or time differ, it is fetched again. The files of shards, which are large, are fetched when they
 are opened; until then a file of their size, without a right to read it and with nothing on the disk, stands for each.
-Names that begin with a dot, and what an import lays out for itself, stay in the mirror.
+Names that begin with a dot stay in the mirror.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ THREADS: Final = 16
 # The store counts time in seconds: an object this young may yet change without being seen to.
 YOUNG: Final = 5.0
 _BLOCK_BYTES: Final = 8 * 2**20
-_STAGING: Final = "staging"
 # Folders with a file per shard, and how such files end.
 _SHARD_FOLDERS: Final = frozenset({"shards", "embeddings", "similarities", "cascade", "index"})
 _SHARD: Final = re.compile(r"\d+\.(parquet|arrow|faiss)")
@@ -91,8 +90,7 @@ def _place(path: Path) -> _Place | None:
 
 
 def _is_kept_local(key: str) -> bool:
-    parts = PurePosixPath(key).parts
-    return _STAGING in parts or any(part.startswith(".") for part in parts)
+    return any(part.startswith(".") for part in PurePosixPath(key).parts)
 
 
 def _is_shard(key: str) -> bool:
@@ -448,6 +446,8 @@ def push(folder: Path) -> None:
     for path in _files(folder):
         one = _place(path)
         assert one is not None
+        if _stands_in(path):  # it holds nothing, though root may read it
+            continue
         if objects.get(one.key) != _here(path) and not (_known.get(one.uri) == _here(path) and one.key in objects):
             todo.append(path)
     for is_json in (False, True):

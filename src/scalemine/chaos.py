@@ -24,7 +24,8 @@ from typing import IO, Any
 
 import psutil
 
-from scalemine.config import MINING_SECTIONS, Config, RunError, load_config
+from scalemine import bucket
+from scalemine.config import MINING_SECTIONS, Config, InputError, RunError, load_config
 from scalemine.executor import StopSignals, prepare_ray, signals_kept
 from scalemine.lease import hold_workdir
 from scalemine.sources import find_sources
@@ -147,7 +148,8 @@ def run_drills(
         signals: Ask for a stop.
 
     Raises:
-        InputError: Another drill is at work in the folder beside the work directory.
+        InputError: Another drill is at work in the folder beside the work directory, that is in a bucket, or a file is
+            not there.
         RunError: A run ended with an error of its own.
         Stopped: A signal came.
     """
@@ -158,6 +160,8 @@ def run_drills(
     if config.encoder.engine == "auto":
         overrides.append("encoder.engine=torch")
         config = load_config(path, overrides, needs=MINING_SECTIONS)
+    if bucket.is_mirrored(config.workdir):
+        raise InputError(f"workdir: {config.workdir}: a drill is held on this machine; set workdir to a folder")
     scratch = config.workdir.absolute().with_name(f"{config.workdir.name}.chaos")
     with hold_workdir(scratch):
         whole = scratch / f"undisturbed-{_print_of(config)}"
@@ -215,10 +219,19 @@ def _outputs(folder: Path) -> set[str]:
 
 
 def _print_of(config: Config) -> str:
-    """Return a hash of what decides the bytes: the configuration, the files it reads, and the code."""
+    """Return a hash of what decides the bytes: the configuration, the files it reads, and the code.
+
+    Raises:
+        InputError: A file is not there.
+    """
     settings = config.model_dump(mode="json", exclude={"workdir", "compute", "why"})
-    read = [[source.name, source.num_bytes] for source in find_sources(config.corpus.uri)]
-    read += [[uri, file_sha256(Path(uri))] for uri in (config.positives.uri, config.positives.test_uri) if uri]
+    read: list[list[Any]] = [[source.name, source.num_bytes] for source in find_sources(config.corpus.uri)]
+    for key, uri in (("positives.uri", config.positives.uri), ("positives.test_uri", config.positives.test_uri)):
+        if uri:
+            path = bucket.file_of(uri)
+            if not path.is_file():
+                raise InputError(f"{key}: no such file: {uri}")
+            read.append([uri, file_sha256(path)])
     code = [file_sha256(source) for source in sorted(Path(__file__).parent.rglob("*.py"))]
     return fingerprint([settings, read, code])
 

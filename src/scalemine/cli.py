@@ -502,6 +502,7 @@ def ablate(
     from scalemine.store import Workdir
 
     loaded = load_config(config, overrides, needs=())
+    _refuse_nodes(loaded)
     workdir = Workdir(loaded.workdir)
     with hold_workdir(workdir.root), StopSignals() as signals:
         found = run_ablation(loaded, signals=signals, show=_show, redo=redo)

@@ -42,7 +42,8 @@ Json = Any
 IMPORT_VERSION: Final = 1
 _CORPUS_FILE: Final = "corpus.json"
 _REJECTS_FILE: Final = "rejects.parquet"
-_STAGING: Final = "staging"
+# Hidden, so that of a corpus in a bucket it stays on this machine.
+_STAGING: Final = ".staging"
 _ROW_GROUP_ROWS: Final = 4096
 # Towards the end shards are smaller, each this part of the rows that are left, so that workers end together. No smaller
 # than this: the encoder then tops up more and more of its batches (4,096 rows: 6 % of what it computes; 1,000: 25 %).

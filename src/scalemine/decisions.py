@@ -67,6 +67,7 @@ def append_decision(path: Path, text: str, *, tweet_id: str, class_name: str, de
 
     Raises:
         OSError: The line could not be written; the file is then as it was, or ends in a part of the line.
+        BucketError: It is in the mirror, and not in the bucket; the next line brings it along.
     """
     entry = {
         "key": duplicate_key(text).hex(),

@@ -29,7 +29,7 @@ from scalemine.corpus import Corpus, check_import, open_corpus
 from scalemine.mining.sampling import priorities, row_keys
 from scalemine.pipeline import Run, run_import
 from scalemine.shards import ShardFiles, ShardJob, run_shards
-from scalemine.store import Stage, Workdir, file_sha256, open_stage, read_json, write_json, write_whole
+from scalemine.store import Stage, Workdir, file_sha256, open_stage, read_json, remove, write_json, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -252,7 +252,7 @@ def run_filter(run: Run) -> dict[str, Any]:
     if counts is not None:
         logger.info("filter: finished before")
         return counts
-    run.workdir.filter_counts.unlink(missing_ok=True)
+    remove(run.workdir.filter_counts)
     with run.timed("filter"), run.show("filter", corpus.num_rows) as advance:
         todo = files.missing()
         advance(corpus.num_rows - sum(shard.num_rows for shard in todo))

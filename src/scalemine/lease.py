@@ -93,7 +93,8 @@ def look_at(workdir: Path) -> None:
         alone = False
         with contextlib.suppress(Timeout, OSError):
             workdir.mkdir(parents=True, exist_ok=True)
-            alone = _lock(workdir / LEASE, stack)
+            # Jobs at a share hold locks of their own.
+            alone = _lock(workdir / LEASE, stack) and not any(workdir.glob(f".share-*{LEASE}"))
         bucket.sync(workdir, alone=alone)
 
 
@@ -145,10 +146,13 @@ def _hold(lease: Path, stack: contextlib.ExitStack) -> None:
     Raises:
         Timeout: Somebody has it.
     """
-    mine = _take(lease, stack)
-    stack.enter_context(every(HEARTBEAT, lambda: _touch(lease, mine)))
-    if bucket.is_mirrored(lease):
-        _claim(lease, mine | {"machine": _machine(), "token": secrets.token_hex(8)}, stack)
+    # Of what is not to be had nothing is kept: who waits would find its own lock.
+    with contextlib.ExitStack() as attempt:
+        mine = _take(lease, attempt)
+        attempt.enter_context(every(HEARTBEAT, lambda: _touch(lease, mine)))
+        if bucket.is_mirrored(lease):
+            _claim(lease, mine | {"machine": _machine(), "token": secrets.token_hex(8)}, attempt)
+        stack.enter_context(attempt.pop_all())
 
 
 class _Taken(Timeout):

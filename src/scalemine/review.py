@@ -25,9 +25,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from scalemine.config import InputError
+from scalemine.config import InputError, RunError
 from scalemine.decisions import Decision, append_decision, read_decisions
 from scalemine.mining.negatives import REVIEW_SCHEMA
+from scalemine.mirror import spelled
 from scalemine.report.tables import BAND_NAMES, MISSING, decimal, plain_line, plain_name
 from scalemine.store import Json, Workdir, read_json
 from scalemine.text import duplicate_key
@@ -145,8 +146,8 @@ class Review:
         row, path = candidate.row, self.workdir.decisions
         try:
             append_decision(path, row["text"], tweet_id=row["id"], class_name=row["class_name"], decision=decision)
-        except OSError as error:
-            reason = f"Not saved: {path} cannot be written ({error.strerror or error})."
+        except (OSError, RunError) as error:
+            reason = f"Not saved: {spelled(str(path))} cannot be written ({getattr(error, 'strerror', None) or error})."
             log.error(reason)
             raise RequestError(HTTPStatus.INTERNAL_SERVER_ERROR, reason) from error
 

@@ -92,6 +92,7 @@ def write_whole_folder(path: Path) -> Iterator[Path]:
         yield temporary
         had_one = path.exists()
         if had_one:
+            bucket.remove(one for one in path.rglob("*") if one.is_file())
             path.rename(before)
         try:
             temporary.rename(path)
@@ -100,6 +101,7 @@ def write_whole_folder(path: Path) -> Iterator[Path]:
                 before.rename(path)
             raise
         shutil.rmtree(before, ignore_errors=True)
+        bucket.push(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from scalemine.config import Config
 from scalemine.store import read_json
 from scalemine.submit.job import make_job
@@ -29,6 +31,14 @@ def test_a_corpus_that_is_not_imported(tmp_path: Path, settings_of: Callable[...
     assert any(re.match(r"to import: .*, [\d.,]+ MB", line) for line in found)
     assert found[-1].startswith("no estimate")
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("stage", ["ablate", "filter"])
+def test_a_stage_that_embeds_nothing(stage: str, tmp_path: Path) -> None:
+    config = Config(workdir=tmp_path / "work")
+    found = describe_job(make_job(stage, Path("config.yaml"), config, [], PROFILE), config)
+    assert len(found) == 2
+    assert found[-1].startswith("no estimate")
 
 
 def test_a_probe_of_one_shard(

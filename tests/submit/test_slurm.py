@@ -223,6 +223,21 @@ def test_a_cluster_without_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         submit(job, "slurm", source)
 
 
+@pytest.mark.parametrize(
+    ("said", "known"), [("error: Invalid job id specified", True), ("error: Unable to contact slurm controller", False)]
+)
+def test_a_job_is_gone_only_where_squeue_says_so(notes: Path, tmp_path: Path, said: str, known: bool) -> None:
+    (notes / "waiting").touch()
+    job, source = plain_job(tmp_path)
+    sent = submit(job, "slurm", source)
+    fakes.write_program(tmp_path / "bin" / "squeue", f"import sys; sys.exit('slurm_load_jobs {said}')")
+    if known:
+        assert slurm.state(sent) == "unknown"
+        return
+    with pytest.raises(RunError, match="Unable to contact"):
+        slurm.state(sent)
+
+
 def test_sbatch_that_refuses(notes: Path, tmp_path: Path) -> None:
     fakes.write_program(tmp_path / "bin" / "sbatch", "import sys; sys.exit('invalid partition')")
     job, source = plain_job(tmp_path)

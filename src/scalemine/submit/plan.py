@@ -49,6 +49,8 @@ def describe_job(job: Job, config: Config, *, sees_files: bool = True) -> list[s
         from scalemine.training.runs import describe_plan
 
         return [*lines, *describe_plan(config)]
+    if job.stage in ("ablate", "filter"):
+        return [*lines, "no estimate: that is made of embedding, of training and of sweeps"]
     return [*lines, *_describe_shards(job, config)]
 
 

@@ -86,7 +86,9 @@ def state(sent: Sent) -> State:
         return next(one for one in WORST_FIRST if one in states)
     try:
         queued = _call(["squeue", "--noheader", "--jobs", sent.handle["slurm"], "--format", "%T"]).split()
-    except RunError:  # squeue forgets jobs that have ended
+    except RunError as error:  # squeue forgets jobs that have ended
+        if "Invalid job id" not in str(error):
+            raise
         queued = []
     if not queued:
         # What waited when it was stopped never began, so it left no word of its end.

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from scalemine.config import ENSEMBLE, InputError
 from scalemine.models import first_line
-from scalemine.store import file_sha256, read_json, write_json, write_whole_folder
+from scalemine.store import file_sha256, read_json, remove, write_json, write_whole_folder
 from scalemine.training.ensemble.voting import average, vote, vote_spans
 from scalemine.training.kept import FINE_TUNED, OTHERS, load_model
 from scalemine.training.multilabel.head import in_order, order
@@ -166,7 +166,7 @@ def write_ensemble(folder: Path, info: Mapping[str, Any], members: Mapping[str, 
         info: What ``model.json`` is to hold; format, kind, members and hashes are put in here.
         members: Their folders, by name.
     """
-    (folder / OTHERS).unlink(missing_ok=True)
+    remove(folder / OTHERS)
     with write_whole_folder(folder / MEMBERS) as temporary:
         for name, source in members.items():
             shutil.copytree(source, temporary / name, ignore=shutil.ignore_patterns(".*"))

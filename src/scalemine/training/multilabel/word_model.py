@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from scalemine.config import InputError
 from scalemine.models import device_name, first_line
-from scalemine.store import file_sha256, read_json, write_json, write_whole
+from scalemine.store import file_sha256, read_json, remove, write_json, write_whole
 from scalemine.text import normaliser
 from scalemine.training.multilabel.calibration import probabilities_of
 from scalemine.training.multilabel.head import in_order, order
@@ -64,7 +64,7 @@ def write_word_network(
         folder: Where.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).unlink(missing_ok=True)
+    remove(folder / CONFIG)
     with write_whole(folder / WEIGHTS) as path:
         save_file({name: one.detach().cpu().contiguous() for name, one in network.state_dict().items()}, path)
     write_json(folder / VOCABULARY, list(vocabulary))
