@@ -368,6 +368,7 @@ def test_an_import_goes_on_wherever_the_store_failed(s3: Store, settings_of: Set
     assert_equal(s3, "imported/corpus", finished.workdir / "corpus")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_mine_in_a_bucket_is_the_same_as_on_a_disk_whenever_the_store_fails(
     s3: Store, settings_of: Settings, finished: Any
@@ -435,6 +436,7 @@ def test_workers_have_mirrors_of_their_own(s3: Store, settings_of: Settings, fin
     assert_equal(s3, "nodes/work", finished.workdir)
 
 
+@pytest.mark.slow
 def test_a_corpus_and_positives_in_a_bucket(
     s3: Store, settings_of: Settings, sample_folder: Path, finished: Any
 ) -> None:

@@ -53,7 +53,8 @@ def shown(summary: Json, manifest: Json) -> dict[str, Any]:
 def classes_table(summary: Json) -> Table:
     """Return the counts by class."""
     spans = summary["gives"] == "spans"
-    columns = [Column("Class", "class", numeric=False), Column("Tweets", "tweets"), Column("Share of all, %", "share, %")]
+    columns = [Column("Class", "class", numeric=False), Column("Tweets", "tweets")]
+    columns.append(Column("Share of all, %", "share, %"))
     columns.append(Column("Spans", "spans") if spans else Column("Threshold", "threshold"))
     rows = []
     for name, one in summary["classes"].items():
