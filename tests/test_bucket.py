@@ -43,7 +43,7 @@ def server() -> Iterator[Store]:
 
 
 @pytest.fixture
-def s3(server: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Store:
+def s3(server: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Store]:
     """The server, with an empty mirror, and clients that lose no time."""
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
@@ -57,7 +57,8 @@ def s3(server: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Store:
     for key in server.objects():
         server.delete(key)
     forget()
-    return server
+    yield server
+    forget()
 
 
 def forget() -> None:
