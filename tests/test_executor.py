@@ -257,6 +257,26 @@ def test_worker_that_dies_in_set_up(ray_executor: Executor) -> None:
         list(ray_executor.map(make_worker, [1]))
 
 
+def test_workers_that_die_between_two_maps_are_replaced(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def make_worker() -> Worker:
+        def work(_: int) -> int:
+            time.sleep(0.5)
+            return os.getpid()
+
+        return work
+
+    monkeypatch.setattr(module, "MAX_ATTEMPTS", 1)  # no new one may die in its set-up
+    with executor_of("ray", request) as (executor, _):
+        pids = {outcome.result for outcome in executor.map(make_worker, range(2))}
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        outcomes = list(executor.map(make_worker, range(2)))
+    assert not pids & {outcome.result for outcome in outcomes}
+    assert [outcome.failures for outcome in outcomes] == [0, 0]
+
+
 def test_item_that_ends_the_process_takes_no_other_with_it(ray_executor: Executor, tmp_path: Path) -> None:
     attempt = note(tmp_path)
 

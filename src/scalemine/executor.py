@@ -233,6 +233,7 @@ class _Member:
     """One place of the pool: an actor and what it is doing."""
 
     actor: Any
+    is_new: bool
     is_ready: bool = False
     running: dict[Any, _Attempt[Any]] = field(default_factory=dict)
 
@@ -298,9 +299,9 @@ class RayExecutor:
             pool.disband()
         self._signals.raise_if_requested()
 
-    def take_actor(self) -> Any:  # noqa: ANN401  a Ray actor handle
-        """Return an actor that is idle, or a new one."""
-        return self._idle.pop() if self._idle else self._actor_class.remote()
+    def take_actor(self) -> tuple[Any, bool]:
+        """Return an actor that is idle, or a new one; and whether it is new."""
+        return (self._idle.pop(), False) if self._idle else (self._actor_class.remote(), True)
 
     def give_back(self, actor: Any) -> None:  # noqa: ANN401
         """Keep an actor for the next map."""
@@ -343,7 +344,7 @@ class _Pool:
         return any(not attempt.is_done for member in self._members for attempt in member.running.values())
 
     def _start(self) -> _Member:
-        member = _Member(self._executor.take_actor())
+        member = _Member(*self._executor.take_actor())
         self._waiting[member.actor.prepare.remote(self._make_worker)] = member
         return member
 
@@ -425,7 +426,7 @@ class _Pool:
                 yield attempt, None, error
 
     def _replace(self, member: _Member, error: str) -> None:
-        if not member.is_ready:
+        if not member.is_ready and member.is_new:  # one of an earlier map may have gone with its node since
             self._deaths_at_birth += 1
             if self._deaths_at_birth >= MAX_ATTEMPTS:
                 raise RuntimeError(f"no worker could be started; the last one said: {error}")
