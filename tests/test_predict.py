@@ -5,7 +5,6 @@ import shutil
 from collections import Counter
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -204,13 +203,15 @@ def test_only_positive_and_min_probability(models, tweets, tmp_path):
 def test_rows_that_break_the_model_are_kept_and_counted(models, tweets, tmp_path, monkeypatch):
     def load(folder, **options):
         model = load_model(models["words"])
+        read = model.scores_of_normalised
 
         def scores(texts):
             if bad := [text for text in texts if "script" in text]:
                 raise RuntimeError(f"cannot digest {bad[0]!r}")
-            return model.scores(texts)
+            return read(texts)
 
-        return predictor_of(SimpleNamespace(labels=LABELS, thresholds=model.thresholds, scores=scores), "it")
+        model.scores_of_normalised = scores
+        return predictor_of(model, "it")
 
     monkeypatch.setattr(module, "load_predictor", load)
     summary, _ = run(models["words"], tweets, tmp_path / "out")

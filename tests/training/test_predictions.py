@@ -8,6 +8,7 @@ import pytest
 
 from scalemine.config import InputError
 from scalemine.training.kept import folder_of, kind_of, load_model
+from scalemine.training.multilabel.label_model import LabelModel
 from scalemine.training.predictions import Labels, Spans, load_predictor, predictor_of
 from scalemine.training.tagging.tagger import TaggedSpan
 from training.trained import write_tagger, write_words
@@ -20,11 +21,18 @@ def words(tmp_path_factory):
     return write_words(tmp_path_factory.mktemp("words") / "run" / "model")
 
 
+class Lengths(LabelModel):
+    info = {"labels": ["a", "b"], "thresholds": {"b": 0.25, "a": 0.5}}
+
+    def normalise(self, text):
+        return text
+
+    def scores_of_normalised(self, texts):
+        return np.array([[len(text) / 10, 0.25] for text in texts], np.float32)
+
+
 def test_a_model_is_taken_by_what_it_does():
-    ensemble = SimpleNamespace(
-        labels=["a", "b"], thresholds={"b": 0.25, "a": 0.5},
-        scores=lambda texts: np.array([[len(text) / 10, 0.25] for text in texts]),
-    )  # fmt: skip
+    ensemble = Lengths()
     predictor = predictor_of(ensemble, "it")
     assert (predictor.gives, predictor.names, predictor.thresholds) == ("labels", ("a", "b"), (0.5, 0.25))
     assert predictor.normalise(" A ") == " A "

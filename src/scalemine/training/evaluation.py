@@ -30,9 +30,9 @@ def is_classifier(model: str) -> bool:
         InputError: There is no such folder, and the hub does not give it.
     """
     if kind := _own_kind(model):
-        from scalemine.training.ensemble.model import SPANS, model_folder, read_info
+        from scalemine.training.ensemble.model import of_spans
 
-        return kind != ENSEMBLE or read_info(model_folder(model))["of"] != SPANS
+        return kind != ENSEMBLE or not of_spans(model)
     path = _configuration(model)
     if path is None:
         return False  # said by who loads it, as is a damaged one

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scalemine.config import InputError
-from scalemine.store import read_json
+from scalemine.models import first_line
+from scalemine.store import file_sha256, read_json
 
 if TYPE_CHECKING:
     from scalemine.training.ensemble.model import LabelEnsemble, SpanEnsemble
@@ -78,8 +80,60 @@ def folder_of(folder: str | Path) -> Path:
         InputError: There is none.
     """
     kind_of(folder)
-    return next(path for path in _places(folder) if (path / OTHERS).exists() or (path / FINE_TUNED).exists())
+    return model_folder(folder)
+
+
+def model_folder(folder: str | Path) -> Path:
+    """Return where a model's files are in a folder, or would be: there, or below ``model`` in that of a run."""
+    own, of_run = _places(folder)
+    return own if any((own / name).exists() for name in (OTHERS, FINE_TUNED)) else of_run
 
 
 def _places(folder: str | Path) -> tuple[Path, Path]:
     return Path(folder), Path(folder) / "model"
+
+
+def read_info(folder: Path, kind: str, version: int, check: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
+    """Return what the ``model.json`` of a folder holds.
+
+    Args:
+        folder: The folder itself.
+        kind: Of which kind the model is to be.
+        version: The format of that kind which is read.
+        check: Raises ValueError, or what Python does, where something of it cannot be.
+
+    Raises:
+        InputError: There is none, it is of another kind or format, or damaged.
+    """
+    path = folder / OTHERS
+    if not path.exists():
+        raise InputError(f"{folder}: no model here (expected {OTHERS}; scalemine train writes it to runs/NAME/model)")
+    info: dict[str, Any] = read_json(path)
+    try:
+        if not isinstance(info, dict) or info["kind"] != kind:
+            raise ValueError(f"not that of a model of the kind {kind}")
+        if info["format"] != version:
+            raise ValueError(f"format {info['format']}, and this version of scalemine reads {version}")
+        if not isinstance(info["sha256"], dict):
+            raise ValueError(f"sha256: expected a hash for each file, got {info['sha256']!r}")
+        check(info)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: damaged: {first_line(error)}") from None
+    return info
+
+
+def check_files(folder: Path, hashes: Mapping[str, str]) -> None:
+    """Refuse files of a model that are not those which were written with its ``model.json``.
+
+    Args:
+        folder: The folder.
+        hashes: SHA-256 by name; names that lead out of the folder are refused before.
+
+    Raises:
+        InputError: One is missing, or has another hash.
+    """
+    for name, wanted in hashes.items():
+        if not (folder / name).exists():
+            raise InputError(f"{folder / name}: missing; copy the whole folder, or train the model again")
+        if file_sha256(folder / name) != wanted:
+            raise InputError(f"{folder / name}: not the file that was written with {OTHERS} (its sha256 is another)")

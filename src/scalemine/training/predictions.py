@@ -1,7 +1,6 @@
 """What a trained model finds in texts, whatever it is: probabilities of labels, or spans.
 
-A model is taken by what it does: one that has ``tag`` gives spans, one that has ``scores``, ``labels`` and
-``thresholds`` gives labels.
+A model is taken by what it does: one that has ``tag`` gives spans, a ``LabelModel`` labels.
 
 Shapes: D distinct texts, N rows of a table, C classes: labels, or types of spans.
 """
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from scalemine.config import InputError
 from scalemine.training.kept import load_model
+from scalemine.training.multilabel.label_model import LabelModel
 
 # Before the name of a label, the column of its probabilities.
 PROBABILITY = "p_"
@@ -172,18 +172,16 @@ def predictor_of(model: Any, name: str, min_probability: float | None = None) ->
     """Return a model that is loaded as a predictor; see ``load_predictor``."""
     if hasattr(model, "tag"):
         return _of_spans(model, min_probability)
-    if not all(hasattr(model, part) for part in ("scores", "labels", "thresholds")):
+    if not isinstance(model, LabelModel):
         raise InputError(f"{name}: a {type(model).__name__} gives neither spans nor labels of texts")
     names = tuple(model.labels)
     given = [float(model.thresholds[one]) for one in names]
     thresholds_C = np.array(given if min_probability is None else [min_probability] * len(names), np.float64)
-    scores = getattr(model, "scores_of_normalised", model.scores)
-    normalise = getattr(model, "normalise", str) if scores != model.scores else str
 
     def read(texts: Sequence[str]) -> Labels:
-        return Labels(names, np.asarray(scores(list(texts)), np.float32), thresholds_C)
+        return Labels(names, model.scores_of_normalised(texts), thresholds_C)
 
-    return Predictor("labels", names, tuple(thresholds_C.tolist()), normalise, read)
+    return Predictor("labels", names, tuple(thresholds_C.tolist()), model.normalise, read)
 
 
 def _of_spans(model: Any, min_probability: float | None) -> Predictor:  # noqa: ANN401

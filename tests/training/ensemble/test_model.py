@@ -179,7 +179,7 @@ def test_written_again_it_is_whole_or_not_there(kept, members, monkeypatch):
     monkeypatch.setattr(module.shutil, "copytree", fail)
     with pytest.raises(OSError, match="No space"):
         write_ensemble(kept, info(), members)
-    with pytest.raises(InputError, match="no ensemble here"):
+    with pytest.raises(InputError, match="no model here"):
         load_ensemble(kept)
 
 

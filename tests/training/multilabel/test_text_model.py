@@ -14,9 +14,9 @@ from sklearn.decomposition import PCA
 
 from scalemine.config import BASELINES, BaselineConfig, InputError
 from scalemine.store import read_json, write_json
+from scalemine.training.kept import OTHERS
 from scalemine.training.multilabel.baselines import fit_predict
 from scalemine.training.multilabel.text_model import (
-    CONFIG,
     FEATURES,
     label_file,
     load_text_model,
@@ -78,13 +78,13 @@ def model(kept, tmp_path):
 
 def rehash(folder: Path, name: str) -> None:
     """Make the hash in model.json that of the file, as an attacker would."""
-    info = read_json(folder / CONFIG)
+    info = read_json(folder / OTHERS)
     info["sha256"][name] = hashlib.sha256((folder / name).read_bytes()).hexdigest()
-    write_json(folder / CONFIG, info)
+    write_json(folder / OTHERS, info)
 
 
 def change(folder: Path, **values) -> None:
-    write_json(folder / CONFIG, read_json(folder / CONFIG) | values)
+    write_json(folder / OTHERS, read_json(folder / OTHERS) | values)
 
 
 def refusal(folder: Path) -> str:
@@ -201,7 +201,7 @@ def test_trees_that_lead_nowhere_are_refused(tmp_path, name, field, value):
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"kind": "classifier"}, "not that of a model on words"),
+        ({"kind": "classifier"}, "not that of a model of the kind words"),
         ({"format": 2}, "format 2, and this version of scalemine reads 1"),
         ({"model": "oracle"}, "unknown: 'oracle'"),
         ({"normaliser": "loud"}, "unknown normaliser"),
@@ -233,9 +233,9 @@ def test_damaged_files_are_refused(model):
         assert label_file(0) in refusal(model)
     (model / label_file(0)).unlink()
     assert "missing" in refusal(model)
-    (model / CONFIG).write_text("{", "utf-8")
-    assert CONFIG in refusal(model)
-    (model / CONFIG).unlink()
+    (model / OTHERS).write_text("{", "utf-8")
+    assert OTHERS in refusal(model)
+    (model / OTHERS).unlink()
     assert "no model here" in refusal(model)
 
 

@@ -11,9 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from scalemine.config import WORD_NETWORKS, InputError
 from scalemine.store import file_sha256, read_json, write_json
-from scalemine.training.kept import kind_of, load_model
+from scalemine.training.kept import OTHERS, kind_of, load_model
 from scalemine.training.multilabel.word_model import (
-    CONFIG,
     VOCABULARY,
     WEIGHTS,
     WordModel,
@@ -62,7 +61,7 @@ def test_what_is_loaded_gives_what_was_written(tmp_path, name):
             for row in expected.tolist()
         ]  # noqa: E501
         assert found.classify(TEXTS) == wanted
-    assert {path.name for path in (tmp_path / "run" / "model").iterdir()} == {CONFIG, WEIGHTS, VOCABULARY}
+    assert {path.name for path in (tmp_path / "run" / "model").iterdir()} == {OTHERS, WEIGHTS, VOCABULARY}
 
 
 def test_texts_do_not_depend_on_company(model):
@@ -92,7 +91,7 @@ def test_nested_labels_keep_their_order(tmp_path):
 
 
 def rewrite(folder: Path, **changes) -> None:
-    write_json(folder / CONFIG, read_json(folder / CONFIG) | changes)
+    write_json(folder / OTHERS, read_json(folder / OTHERS) | changes)
 
 
 def rehash(folder: Path) -> None:
@@ -105,7 +104,7 @@ def refuse(folder: Path, match: str) -> None:
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
 
-@pytest.mark.parametrize("name", [WEIGHTS, VOCABULARY, CONFIG])
+@pytest.mark.parametrize("name", [WEIGHTS, VOCABULARY, OTHERS])
 def test_refuses_files_that_are_missing_or_damaged(model, name):
     whole = (model / name).read_bytes()
     for damaged in (b"", whole[: len(whole) // 2], whole[:-9] + b"x" + whole[-8:], b"[]", b"null"):
@@ -130,7 +129,7 @@ def test_refuses_facts_that_do_not_fit(model, changes):
 
 
 def test_refuses_weights_that_do_not_fit_the_shape(model, tmp_path):
-    shape = read_json(model / CONFIG)["shape"]
+    shape = read_json(model / OTHERS)["shape"]
     for changes in ({"hidden": 9}, {"hidden": 10**12}, {"model": "cnn_lstm"}, {"kernel": 3}, {"dim": 6}, {"more": 1}):
         rewrite(model, shape=shape | changes)
         refuse(model, "damaged")

@@ -22,11 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scalemine.config import ENSEMBLE, InputError
-from scalemine.models import first_line
-from scalemine.store import file_sha256, read_json, remove, write_json, write_whole_folder
+from scalemine.store import file_sha256, remove, write_json, write_whole_folder
 from scalemine.training.ensemble.voting import average, vote, vote_spans
-from scalemine.training.kept import FINE_TUNED, OTHERS, load_model
+from scalemine.training.kept import OTHERS, check_files, load_model, model_folder, read_info
 from scalemine.training.multilabel.head import in_order, order
+from scalemine.training.multilabel.label_model import LabelModel
 from scalemine.training.tagging.labels import Span, spans_of_tags, tags_of_spans
 from scalemine.training.tagging.tagger import TaggedSpan, Tagger
 
@@ -37,52 +37,29 @@ MEMBERS = "members"
 _NAME = re.compile(r"\w[\w.\-]*")
 
 
-class LabelEnsemble:
+class LabelEnsemble(LabelModel):
     """Several models that give labels together; made by ``load_ensemble``.
 
     Args:
         info: What ``model.json`` holds.
-        members: By name; anything with labels, thresholds and scores, as classifiers and classical models have them.
+        members: By name.
     """
 
-    def __init__(self, info: dict[str, Any], members: Mapping[str, Any]) -> None:
+    def __init__(self, info: dict[str, Any], members: Mapping[str, LabelModel]) -> None:
         self.info = info
         self.members = dict(members)
         self._nesting = order(self.labels, info["nested"])
         of_members = [[one.thresholds[label] for label in self.labels] for one in members.values()]
         self._thresholds_MC = np.array(of_members, np.float64)
 
-    @property
-    def labels(self) -> list[str]:
-        """The labels, in the order of the columns of ``scores``."""
-        return list(self.info["labels"])
+    def normalise(self, text: str) -> str:
+        """Return a text as it is: each member reads it in its own way."""
+        return text
 
-    @property
-    def thresholds(self) -> dict[str, float]:
-        """By label, the least score at which a text has it."""
-        return {label: self.info["thresholds"][label] for label in self.labels}
-
-    def scores(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return the scores of the labels ``(N, C)``, each in [0, 1]: shares of votes, or means of probabilities.
-
-        Raises:
-            ValueError: ``texts`` is one text rather than several.
-        """
-        if isinstance(texts, str):
-            raise ValueError("expected several texts, got one; give [text]")
+    def scores_of_normalised(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return shares of votes ``(N, C)``, or means of probabilities; see ``LabelModel``."""
         scores_MNC = np.stack([one.scores(texts) for one in self.members.values()])
         return in_order(combined(self.info["combine"], scores_MNC, self._thresholds_MC), self._nesting)
-
-    # As a classical model calls it.
-    predict = scores
-
-    def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:
-        """Return for each text the labels whose score reaches their threshold, with that score."""
-        thresholds = self.thresholds
-        return [
-            {label: score for (label, least), score in zip(thresholds.items(), scores, strict=True) if score >= least}
-            for scores in self.scores(texts).tolist()
-        ]
 
 
 class SpanEnsemble:
@@ -152,12 +129,6 @@ def voted_tags(by_member: Sequence[Sequence[Sequence[str]]]) -> list[list[str]]:
     return tags
 
 
-def model_folder(folder: str | Path) -> Path:
-    """Return where in a run's folder its model is; the folder itself where that is one."""
-    path = Path(folder)
-    return path if any((path / name).exists() for name in (OTHERS, FINE_TUNED)) else path / "model"
-
-
 def write_ensemble(folder: Path, info: Mapping[str, Any], members: Mapping[str, Path]) -> None:
     """Write an ensemble's folder, with copies of its members' folders; ``model.json`` comes last.
 
@@ -204,15 +175,14 @@ def load_ensemble(
         InputError: There is none, it is damaged, or its members do not go together.
     """
     path = model_folder(folder)
-    info = read_info(path)
+    info = _read_info(path)
     files = _member_files(path)
-    for name, wanted in info["sha256"].items():
-        if name not in files:
-            raise InputError(
-                f"{path / MEMBERS}: {name!r} is missing; copy the whole folder, or train the ensemble again"
-            )
-        if file_sha256(files[name]) != wanted:
-            raise InputError(f"{files[name]}: not the file that was written with {OTHERS} (its sha256 is another)")
+    # No name of another place is looked at.
+    if missing := sorted(info["sha256"].keys() - files.keys()):
+        raise InputError(
+            f"{path / MEMBERS}: {missing[0]!r} is missing; copy the whole folder, or train the ensemble again"
+        )
+    check_files(path, info["sha256"])
     if strange := sorted(files.keys() - info["sha256"].keys()):
         raise InputError(f"{files[strange[0]]}: no file of this ensemble; remove it")
     members: dict[str, Any] = {}
@@ -248,27 +218,17 @@ def check_member(where: str, model: Any, of: str, names: Sequence[str]) -> None:
         )
 
 
-def read_info(folder: Path) -> dict[str, Any]:
-    """Return what an ensemble's ``model.json`` holds.
+def of_spans(folder: str | Path) -> bool:
+    """Return whether an ensemble gives spans.
 
     Raises:
         InputError: There is none, or it is damaged.
     """
-    path = folder / OTHERS
-    if not path.exists():
-        raise InputError(
-            f"{folder}: no ensemble here (expected {OTHERS}; scalemine train writes it to runs/NAME/model)"
-        )
-    try:
-        info: dict[str, Any] = read_json(path)
-        if not isinstance(info, dict) or info["kind"] != ENSEMBLE:
-            raise ValueError("not that of an ensemble")
-        if info["format"] != FORMAT:
-            raise ValueError(f"format {info['format']}, and this version of scalemine reads {FORMAT}")
-        _check_info(info)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: damaged: {first_line(error)}") from None
-    return info
+    return bool(_read_info(model_folder(folder))["of"] == SPANS)
+
+
+def _read_info(folder: Path) -> dict[str, Any]:
+    return read_info(folder, ENSEMBLE, FORMAT, _check_info)
 
 
 def _check_info(info: Mapping[str, Any]) -> None:
@@ -279,8 +239,6 @@ def _check_info(info: Mapping[str, Any]) -> None:
         raise ValueError(f"members: expected names, each once; got {members}")
     if not isinstance(names, list) or not names or len(set(names)) < len(names):
         raise ValueError(f"{_NAMES[info['of']]}: expected names, each once; got {names}")
-    if not all(isinstance(name, str) for name in info["sha256"]):
-        raise ValueError("sha256: expected names of files")
     if info["of"] == LABELS:
         if not all(isinstance(info["thresholds"][label], float | int) for label in names):
             raise ValueError(f"thresholds: expected numbers, got {info['thresholds']}")

@@ -13,6 +13,7 @@ import json
 import logging
 import re
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +32,6 @@ from scalemine.training.ensemble.model import (
     SPANS,
     check_member,
     combined,
-    model_folder,
     voted_tags,
     write_ensemble,
 )
@@ -46,7 +46,7 @@ from scalemine.training.family import (
     remove_predictions,
     run_settings,
 )
-from scalemine.training.kept import FINE_TUNED, OTHERS, kind_of, load_model
+from scalemine.training.kept import FINE_TUNED, OTHERS, kind_of, load_model, model_folder
 from scalemine.training.multilabel.baseline_trainer import BaselineFamily
 from scalemine.training.multilabel.data import LabelFamily, LabelSets, brief, judged_labels, read_predictions
 from scalemine.training.multilabel.examples import Examples
@@ -217,7 +217,7 @@ def _check_unseen(config: Config, data: Data[Any], split: Split, folder: Path) -
     logger.warning("%s: was trained on %s, so it may have seen tweets of dev", folder, why)
 
 
-class _EnsembleTrainer:
+class _EnsembleTrainer(ABC):
     """One run; see ``family.Trainer``."""
 
     is_main = True
@@ -276,9 +276,9 @@ class _EnsembleTrainer:
             assert result.get("labels", names) == list(names), name
 
     @property
+    @abstractmethod
     def given(self) -> tuple[str, Sequence[str]]:
         """Whether labels or spans are given, and which."""
-        raise NotImplementedError
 
     def write_model(self, facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
         """Write ``model/``, where all members are kept."""
@@ -304,9 +304,9 @@ class _EnsembleTrainer:
         members = {name: model_folder(folder) for name, folder in self.members.items()}
         write_ensemble(self.folder / "model", info | self.described(metrics), members)
 
+    @abstractmethod
     def described(self, metrics: Mapping[str, Any]) -> dict[str, Any]:
         """Return what ``model.json`` says of labels or spans."""
-        raise NotImplementedError
 
     def describe(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Return what is to be said of the run beside its scores."""
@@ -322,7 +322,7 @@ class _EnsembleTrainer:
             "is_kept": self.is_kept,
         }
 
-    def end(self) -> None:
+    def end(self) -> None:  # noqa: B027  there is nothing to end, for either kind
         """Do nothing: there is one process."""
 
 

@@ -22,12 +22,13 @@ from scalemine.shards import Embeddings
 from scalemine.store import fingerprint, open_stage, remove
 from scalemine.text import normaliser
 from scalemine.training.family import Data, chooser, described_chooser, encoder_name, remove_predictions, run_label
+from scalemine.training.kept import OTHERS
 from scalemine.training.multilabel.baselines import fit_predict, settled
 from scalemine.training.multilabel.calibration import Calibration, logits_of
 from scalemine.training.multilabel.data import LabelFamily, LabelSets, brief, judged_labels, read_label_data
 from scalemine.training.multilabel.examples import NEGATIVE, UNKNOWN, Examples
 from scalemine.training.multilabel.grid_search import NUM_FOLDS, Part, Tried, best, deal, points, search
-from scalemine.training.multilabel.text_model import CONFIG, label_file, write_estimator, write_text_model
+from scalemine.training.multilabel.text_model import label_file, write_estimator, write_text_model
 from scalemine.training.multilabel.word_features import WordFeatures, read_lexicon
 from scalemine.training.splits import Rows, Split
 
@@ -222,7 +223,7 @@ class BaselineTrainer:
             learnt_ND = self.reader.learn(np.arange(len(rows)))
             others = {name: self.reader.read(name) for name in self.sets}
             if self.options.is_of_words:
-                remove(self.folder / "model" / CONFIG)
+                remove(self.folder / "model" / OTHERS)
             self.scores = fit_predict(
                 self.config.train.model, self.options, learnt_ND, targets_NC, weight_N, others,
                 on_label=lambda _label: advance(1), keep=self._keep, **how,

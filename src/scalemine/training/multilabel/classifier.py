@@ -45,6 +45,7 @@ from scalemine.store import read_json, remove, write_json, write_whole
 from scalemine.text import normaliser
 from scalemine.training.batches import BATCH_TOKENS, Batch, even_batches, pad, to_device
 from scalemine.training.multilabel.calibration import probabilities_of
+from scalemine.training.multilabel.label_model import LabelModel
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +109,7 @@ def fold(linear: nn.Linear, slope_C: npt.ArrayLike, offset_C: npt.ArrayLike) -> 
     return folded
 
 
-class Classifier(ModelHubMixin):  # type: ignore[misc]
+class Classifier(LabelModel, ModelHubMixin):  # type: ignore[misc]
     """A trained multilabel classifier; made by ``from_pretrained``.
 
     Args:
@@ -128,35 +129,18 @@ class Classifier(ModelHubMixin):  # type: ignore[misc]
         """The labels, in the order of the columns of ``scores``."""
         return _labels(self.model.config.id2label)
 
-    @property
-    def thresholds(self) -> dict[str, float]:
-        """By label, the least probability at which a text has it."""
-        return {label: self.info["thresholds"][label] for label in self.labels}
-
     def to(self, device: str) -> Classifier:
         """Move the model to a device."""
         self.model.to(device)
         return self
 
-    def scores(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Return the probabilities of the labels ``(N, C)``, each in [0, 1]; texts that are cut give a warning.
-
-        Those of a text are the same, to the last bit, whatever the other texts.
-
-        Raises:
-            ValueError: ``texts`` is one text rather than several.
-        """
-        if isinstance(texts, str):
-            raise ValueError("expected several texts, got one; give [text]")
-        return self.scores_of_normalised([self.normalise(text) for text in texts])
-
     def normalise(self, text: str) -> str:
-        """Return a text as the model reads it."""
+        """Return a text as the model reads it; see ``LabelModel``."""
         return self._normalise(text)
 
     @torch.inference_mode()
     def scores_of_normalised(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
-        """Return what ``scores`` does, of texts that are normalised."""
+        """Return the probabilities ``(N, C)`` of texts that are normalised; see ``LabelModel``."""
         scores_NC = np.empty((len(texts), len(self.labels)), np.float32)
         num_cut = 0
         for start in range(0, len(texts), _TOKENISED_TEXTS):
@@ -180,14 +164,6 @@ class Classifier(ModelHubMixin):  # type: ignore[misc]
             logits_BC = self.model(**to_device(self._collate(tokens, rows), device)).logits
             scores_NC[rows[:count]] = probabilities_of(logits_BC[:count].float().cpu().numpy())
         return scores_NC
-
-    def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:
-        """Return for each text the labels whose probability reaches their threshold, with that probability."""
-        thresholds = self.thresholds
-        return [
-            {label: score for (label, least), score in zip(thresholds.items(), scores, strict=True) if score >= least}
-            for scores in self.scores(texts).tolist()
-        ]
 
     def _tokens(self, texts: list[str]) -> tuple[dict[str, list[list[int]]], int]:
         """Return what the model reads of texts that are normalised, by the name of the input, and how many are cut."""

@@ -27,12 +27,14 @@ from scalemine.config import BASELINES, InputError
 from scalemine.models import first_line
 from scalemine.store import file_sha256, read_json, write_json, write_whole
 from scalemine.text import normaliser
+from scalemine.training.kept import OTHERS, check_files, model_folder, read_info
 from scalemine.training.multilabel.baselines import NearestTweets, probabilities
 from scalemine.training.multilabel.calibration import Calibration, logits_of
 from scalemine.training.multilabel.head import in_order, order
+from scalemine.training.multilabel.label_model import LabelModel
 from scalemine.training.multilabel.word_features import WordFeatures
 
-CONFIG, FEATURES = "model.json", "features.json"
+FEATURES = "features.json"
 KIND = "words"
 # Rises when the meaning of what model.json holds changes.
 FORMAT = 1
@@ -85,7 +87,10 @@ def read_estimator(path: Path) -> Any:  # noqa: ANN401
         raise InputError(f"{path}: not an estimator that can be read safely: {first_line(error)}") from None
     if type(model).__name__ not in _ESTIMATORS:
         raise InputError(f"{path}: holds a {type(model).__name__}, which is no estimator of a label")
-    _check_trees(model, path)
+    try:
+        _check_trees(model, path)
+    except AttributeError as error:
+        raise InputError(f"{path}: damaged: {first_line(error)}") from None
     return model
 
 
@@ -125,10 +130,10 @@ def write_text_model(
     ]
     names = [FEATURES, *(one["file"] for one in models if "file" in one)]
     hashes = {name: file_sha256(folder / name) for name in names}
-    write_json(folder / CONFIG, {"format": FORMAT, "kind": KIND} | dict(info) | {"models": models, "sha256": hashes})
+    write_json(folder / OTHERS, {"format": FORMAT, "kind": KIND} | dict(info) | {"models": models, "sha256": hashes})
 
 
-class TextModel:
+class TextModel(LabelModel):
     """A trained model on words; made by ``load_text_model``.
 
     Args:
@@ -146,32 +151,12 @@ class TextModel:
         self._calibration = Calibration(*(np.array(one, np.float64) for one in zip(*pairs, strict=True)))
         self._nesting = order(self.labels, info["nested"])
 
-    @property
-    def labels(self) -> list[str]:
-        """The labels, in the order of the columns of ``predict``."""
-        return list(self.info["labels"])
-
-    @property
-    def thresholds(self) -> dict[str, float]:
-        """By label, the least probability at which a text has it."""
-        return {label: self.info["thresholds"][label] for label in self.labels}
-
-    def predict(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return the probabilities of the labels ``(N, C)``, each in [0, 1].
-
-        Raises:
-            ValueError: ``texts`` is one text rather than several.
-        """
-        if isinstance(texts, str):
-            raise ValueError("expected several texts, got one; give [text]")
-        return self.scores_of_normalised([self.normalise(text) for text in texts])
-
     def normalise(self, text: str) -> str:
-        """Return a text as the model reads it."""
+        """Return a text as the model reads it; see ``LabelModel``."""
         return self._normalise(text)
 
     def scores_of_normalised(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return what ``predict`` does, of texts that are normalised."""
+        """Return the probabilities ``(N, C)`` of texts that are normalised; see ``LabelModel``."""
         scores_NC = np.empty((len(texts), len(self.labels)), np.float32)
         with threadpool_limits(1):  # sums over a varying number of threads round differently
             for start in range(0, len(texts), _TEXTS):
@@ -181,22 +166,6 @@ class TextModel:
                     scores_NC[part, label] = probabilities(model, vectors_ND)
         return in_order(self._calibration.apply(logits_of(scores_NC)), self._nesting)
 
-    # As a fine-tuned classifier calls it.
-    scores = predict
-
-    def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:
-        """Return for each text the labels whose probability reaches their threshold, with that probability."""
-        thresholds = self.thresholds
-        return [
-            {label: score for (label, least), score in zip(thresholds.items(), scores, strict=True) if score >= least}
-            for scores in self.predict(texts).tolist()
-        ]
-
-
-def _model_folder(folder: str | Path) -> Path:
-    path = Path(folder)
-    return path / "model" if not (path / CONFIG).exists() and (path / "model" / CONFIG).exists() else path
-
 
 def load_text_model(folder: str | Path) -> TextModel:
     """Load a model on words from its folder, or from the folder of the run that wrote it.
@@ -204,48 +173,27 @@ def load_text_model(folder: str | Path) -> TextModel:
     Raises:
         InputError: There is none, it is damaged, or a file holds what does not belong there.
     """
-    path = _model_folder(folder)
-    info = _read_info(path)
-    for name, wanted in info["sha256"].items():
-        if not (path / name).exists():
-            raise InputError(f"{path / name}: missing; train the model again")
-        if file_sha256(path / name) != wanted:
-            raise InputError(f"{path / name}: not the file that was written with {CONFIG} (its sha256 is another)")
+    path = model_folder(folder)
+    info = read_info(path, KIND, FORMAT, _check_info)
+    check_files(path, info["sha256"])
     models = [
         float(one["probability"]) if "probability" in one else read_estimator(path / one["file"])
         for one in info["models"]
     ]
     try:
         features = WordFeatures.from_json(read_json(path / FEATURES))
-        model = TextModel(info, features, models)
+        width = len(features.terms) + bool(features.phrases)
+        for one in models:
+            if not isinstance(one, float) and _width(one) != width:
+                raise ValueError(f"an estimator reads {_width(one)} features, and {FEATURES} has {width}")
+        return TextModel(info, features, models)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: damaged: {first_line(error)}") from None
-    width = len(features.terms) + bool(features.phrases)
-    for one in models:
-        if not isinstance(one, float) and _width(one) != width:
-            raise InputError(f"{path}: an estimator reads {_width(one)} features, and {FEATURES} has {width}")
-    return model
 
 
 def _width(model: Any) -> int:  # noqa: ANN401
     found = model.nearest if isinstance(model, NearestTweets) else model
     return int(found.n_features_in_)
-
-
-def _read_info(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    if not path.exists():
-        raise InputError(f"{folder}: no model here (expected {CONFIG}; scalemine train writes it to runs/NAME/model)")
-    try:
-        info = read_json(path)
-        if not isinstance(info, dict) or info["kind"] != KIND:
-            raise ValueError("not that of a model on words")
-        if info["format"] != FORMAT:
-            raise ValueError(f"format {info['format']}, and this version of scalemine reads {FORMAT}")
-        _check_info(info)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: {first_line(error)}") from None
-    return info
 
 
 def _check_info(info: Mapping[str, Any]) -> None:

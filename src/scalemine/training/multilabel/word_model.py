@@ -29,8 +29,10 @@ from scalemine.config import InputError
 from scalemine.models import device_name, first_line
 from scalemine.store import file_sha256, read_json, remove, write_json, write_whole
 from scalemine.text import normaliser
+from scalemine.training.kept import OTHERS, check_files, model_folder, read_info
 from scalemine.training.multilabel.calibration import probabilities_of
 from scalemine.training.multilabel.head import in_order, order
+from scalemine.training.multilabel.label_model import LabelModel
 from scalemine.training.multilabel.word_network import (
     NetworkShape,
     WordNetwork,
@@ -43,7 +45,7 @@ from scalemine.training.tagging.vectors import lookup
 
 logger = logging.getLogger(__name__)
 
-CONFIG, WEIGHTS, VOCABULARY = "model.json", "model.safetensors", "vocabulary.json"
+WEIGHTS, VOCABULARY = "model.safetensors", "vocabulary.json"
 KIND = "word_network"
 # Rises when the meaning of what model.json holds changes.
 FORMAT = 1
@@ -64,16 +66,16 @@ def write_word_network(
         folder: Where.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    remove(folder / CONFIG)
+    remove(folder / OTHERS)
     with write_whole(folder / WEIGHTS) as path:
         save_file({name: one.detach().cpu().contiguous() for name, one in network.state_dict().items()}, path)
     write_json(folder / VOCABULARY, list(vocabulary))
     hashes = {name: file_sha256(folder / name) for name in (WEIGHTS, VOCABULARY)}
     facts = {"format": FORMAT, "kind": KIND, "shape": asdict(network.shape)}
-    write_json(folder / CONFIG, facts | dict(info) | {"sha256": hashes})
+    write_json(folder / OTHERS, facts | dict(info) | {"sha256": hashes})
 
 
-class WordModel:
+class WordModel(LabelModel):
     """A trained network on word vectors; made by ``load_word_network``.
 
     Args:
@@ -89,30 +91,16 @@ class WordModel:
         self._normalise = normaliser(info["normaliser"])
         self._nesting = order(self.labels, info["nested"])
 
-    @property
-    def labels(self) -> list[str]:
-        """The labels, in the order of the columns of ``predict``."""
-        return list(self.info["labels"])
+    def normalise(self, text: str) -> str:
+        """Return a text as the model reads it; see ``LabelModel``."""
+        return self._normalise(text)
 
-    @property
-    def thresholds(self) -> dict[str, float]:
-        """By label, the least probability at which a text has it."""
-        return {label: self.info["thresholds"][label] for label in self.labels}
-
-    def predict(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return the probabilities of the labels ``(N, C)``, each in [0, 1]; texts that are cut give a warning.
-
-        A text has the same ones in whatever company.
-
-        Raises:
-            ValueError: ``texts`` is one text rather than several.
-        """
-        if isinstance(texts, str):
-            raise ValueError("expected several texts, got one; give [text]")
+    def scores_of_normalised(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return the probabilities ``(N, C)`` of texts that are normalised; see ``LabelModel``."""
         scores_NC = np.empty((len(texts), len(self.labels)), np.float32)
         num_cut = 0
         for start in range(0, len(texts), _TEXTS):
-            words, cut = split_words(texts[start : start + _TEXTS], self._normalise, self.info["max_length"])
+            words, cut = split_words(texts[start : start + _TEXTS], str, self.info["max_length"])
             ids = [[lookup(word, self.vocabulary) or 0 for word in of_text] for of_text in words]
             num_cut += cut
             for rows in prediction_rows([len(one) for one in ids]):
@@ -122,17 +110,6 @@ class WordModel:
             logger.warning("%d texts have more than %d words, and were cut", num_cut, self.info["max_length"])
         return in_order(scores_NC, self._nesting)
 
-    # As a fine-tuned classifier calls it.
-    scores = predict
-
-    def classify(self, texts: Sequence[str]) -> list[dict[str, float]]:
-        """Return for each text the labels whose probability reaches their threshold, with that probability."""
-        thresholds = self.thresholds
-        return [
-            {label: score for (label, least), score in zip(thresholds.items(), scores, strict=True) if score >= least}
-            for scores in self.predict(texts).tolist()
-        ]
-
 
 def load_word_network(folder: str | Path, *, device: str = "auto") -> WordModel:
     """Load a network from its folder, or from the folder of the run that wrote it.
@@ -140,15 +117,9 @@ def load_word_network(folder: str | Path, *, device: str = "auto") -> WordModel:
     Raises:
         InputError: There is none, or it is damaged.
     """
-    path = Path(folder)
-    if not (path / CONFIG).exists() and (path / "model" / CONFIG).exists():
-        path = path / "model"
-    info = _read_info(path)
-    for name, wanted in info["sha256"].items():
-        if not (path / name).exists():
-            raise InputError(f"{path / name}: missing; train the model again")
-        if file_sha256(path / name) != wanted:
-            raise InputError(f"{path / name}: not the file that was written with {CONFIG} (its sha256 is another)")
+    path = model_folder(folder)
+    info = read_info(path, KIND, FORMAT, _check_info)
+    check_files(path, info["sha256"])
     try:
         words, weights = read_json(path / VOCABULARY), load_file(path / WEIGHTS)
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
@@ -174,22 +145,6 @@ def _network(shape: NetworkShape, weights: Mapping[str, torch.Tensor]) -> WordNe
         raise ValueError(f"{WEIGHTS}: holds numbers that are not finite")
     network.load_state_dict(dict(weights), assign=True)
     return network
-
-
-def _read_info(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG
-    if not path.exists():
-        raise InputError(f"{folder}: no model here (expected {CONFIG}; scalemine train writes it to runs/NAME/model)")
-    try:
-        info = read_json(path)
-        if not isinstance(info, dict) or info["kind"] != KIND:
-            raise ValueError("not that of a network on word vectors")
-        if info["format"] != FORMAT:
-            raise ValueError(f"format {info['format']}, and this version of scalemine reads {FORMAT}")
-        _check_info(info)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"{path}: {first_line(error)}") from None
-    return info
 
 
 def _check_info(info: Mapping[str, Any]) -> None:

@@ -21,6 +21,7 @@ from scalemine.store import file_sha256
 from scalemine.text import normaliser
 from scalemine.training.batches import Batch
 from scalemine.training.family import Data, run_settings
+from scalemine.training.kept import OTHERS
 from scalemine.training.loop import predict_rows
 from scalemine.training.multilabel.classifier import fold
 from scalemine.training.multilabel.data import LabelFamily, brief, read_label_data
@@ -28,7 +29,7 @@ from scalemine.training.multilabel.examples import Examples
 from scalemine.training.multilabel.losses import LabelCounts, LabelLoss
 from scalemine.training.multilabel.task import ClassifierTask
 from scalemine.training.multilabel.trainer import LabelTrainer
-from scalemine.training.multilabel.word_model import CONFIG, load_word_network, write_word_network
+from scalemine.training.multilabel.word_model import load_word_network, write_word_network
 from scalemine.training.multilabel.word_network import (
     NetworkShape,
     WordNetwork,
@@ -123,7 +124,7 @@ class WordNetworkTrainer(LabelTrainer):
 
     def _load(self) -> dict[str, Any] | None:
         """Take a network that was trained before; its calibration is in its weights."""
-        if not (self.folder / "model" / CONFIG).exists():
+        if not (self.folder / "model" / OTHERS).exists():
             return None
         model = load_word_network(self.folder / "model", device=str(self.accelerator.device))
         self.network, self.info = model.network, model.info
