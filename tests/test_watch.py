@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from scalemine import watch as module
 from scalemine.config import CorpusConfig, InputError
 from scalemine.executor import StopSignals
 from scalemine.sources import Record, Reject
@@ -120,6 +121,33 @@ def test_a_quote_that_is_never_closed_costs_its_line(folder):
     found = read(follower, 1_000)
     assert found[0] == ("x.tsv", "line 2: unclosed quote")
     assert [id_ for _, id_ in found[1:]] == [f"b{row}" for row in range(120)]
+
+
+def test_a_line_over_the_cap_in_an_open_quote_hides_no_line(folder):
+    follower = Follower(folder, CorpusConfig(max_record_bytes=1_024))
+    add(folder / "t.csv", 'id,text\n1,"never closed\n2,a boat\n3,' + "x" * 3_000 + "\n4,late\n")
+    rows = read(follower)
+    assert [row for _, row in rows] == ["line 2: unclosed quote", "2", "line 4: record over the cap", "4"]
+    assert read(follower) == []
+
+
+@pytest.mark.parametrize("most", [1, 100])
+def test_a_file_that_fails_in_the_middle_loses_nothing(folder, monkeypatch, most):
+    follower = Follower(folder, CorpusConfig())
+    add(folder / "x.jsonl", LINES[0] + "\n" + LINES[1] + "\n" + LINES[2] + "\n")
+    whole, calls = module.read_json_line, []
+
+    def fail(*given):
+        calls.append(given)
+        if len(calls) == 2:
+            raise OSError(5, "Input/output error")
+        return whole(*given)
+
+    monkeypatch.setattr(module, "read_json_line", fail)
+    found = [id_ for _ in range(6) for _, id_ in read(follower, most)]
+    add(folder / "x.jsonl", LINES[3] + "\n")  # it is passed over until it changes
+    found += [id_ for _ in range(6) for _, id_ in read(follower, most)]
+    assert found == ["a", "b", "c", "d"]
 
 
 def test_lines_over_the_cap_are_told_of_once(folder):

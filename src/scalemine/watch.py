@@ -247,6 +247,7 @@ class Follower:
             is_hidden = any(part.startswith((".", "_")) for part in Path(name).parts)
             if is_hidden or path.suffix.lower() not in (*JSON_ENDINGS, *TABLE_ENDINGS, PARQUET):
                 continue
+            before = dict(self.places.get(name, {"offset": 0, "line": 0}))
             try:
                 status = path.stat()
                 now = (status.st_size, status.st_mtime_ns)
@@ -256,6 +257,9 @@ class Follower:
                 continue  # it went in between
             except (InputError, OSError) as error:
                 self._passed_over[name] = now
+                # What was read of it in this turn is not given on, so it is read again.
+                self.places[name] = before
+                self._rows.pop(name, None)
                 logger.warning("%s; the file is passed over until it changes", error)
             if len(batch) >= most:
                 break
@@ -332,8 +336,10 @@ class Follower:
         after_first: dict[str, Any] = {}
         for _ in range(_ROW_LINES):
             line = self._next_line(file, place)
-            if line is None or isinstance(line, Reject):
+            if line is None or (isinstance(line, Reject) and not raw):
                 return line, raw
+            if isinstance(line, Reject):
+                break  # told of when it is a first line itself
             after_first = after_first or dict(place)
             raw += line + b"\n"
             text = io.StringIO(raw.decode("utf-8", "surrogateescape"), newline="")
