@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from scalemine import executor as module
-from scalemine.config import ComputeConfig, DiskFullError
+from scalemine.bucket import BucketError
+from scalemine.config import ComputeConfig, DiskFullError, RunError
 from scalemine.executor import (
     IN_FLIGHT,
     MAX_ATTEMPTS,
@@ -502,19 +503,36 @@ def test_something_is_done_every_so_often_while_entered_and_not_after() -> None:
     assert threading.get_ident() not in calls
 
 
-def test_a_full_disk_ends_it_at_once(executor: Executor, tmp_path: Path) -> None:
+def test_what_fails_once_is_told_of_and_done_again(caplog: pytest.LogCaptureFixture) -> None:
+    calls: list[None] = []
+    done = threading.Event()
+
+    def call() -> None:
+        calls.append(None)
+        if len(calls) == 1:
+            raise ValueError("not now")
+        done.set()
+
+    with every(0.001, call):
+        assert done.wait(30)
+    assert "has failed" in caplog.text
+    assert "not now" in caplog.text
+
+
+@pytest.mark.parametrize("failure", [DiskFullError, BucketError, RunError])
+def test_a_known_failure_ends_it_at_once(failure: type[RunError], executor: Executor, tmp_path: Path) -> None:
     attempt = note(tmp_path)
 
     def make_worker() -> Worker:
         def work(item: int) -> int:
             attempt(item)
             if item == 0:
-                raise DiskFullError("x.arrow: cannot be written")
+                raise failure("x.arrow: cannot be written")
             return item
 
         return work
 
-    with pytest.raises(DiskFullError, match=r"x\.arrow: cannot be written"):
+    with pytest.raises(failure, match=r"x\.arrow: cannot be written"):
         list(executor.map(make_worker, range(20)))
     assert attempts_at(tmp_path, 0) == 1
     assert len(list(tmp_path.iterdir())) < 20

@@ -509,9 +509,3 @@ def notes(folder: Path, pattern: str) -> list[Path]:
     assert place is not None
     names = (PurePosixPath(key) for key in _list(place))
     return sorted(folder / path.name for path in names if str(path.parent) == place.key and path.match(pattern))
-
-
-def failure_in(text: str) -> str | None:
-    """Return what a bucket's failure said, out of the traceback of a worker."""
-    found = re.findall(r"scalemine\.bucket\.BucketError: (.+)", text)
-    return str(found[-1]) if found else None

@@ -1315,12 +1315,6 @@ def main() -> None:
         _fail(EXIT_INPUT, " ".join(str(error).split()))
     except RunError as error:
         _fail(EXIT_FAILED, " ".join(str(error).split()))
-    except RuntimeError as error:  # of a worker, which can only hand on its traceback
-        from scalemine.bucket import failure_in
-
-        if said := failure_in(str(error)):
-            _fail(EXIT_FAILED, said)
-        raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

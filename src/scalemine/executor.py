@@ -32,7 +32,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
 
-from scalemine.config import ComputeConfig, DiskFullError, InputError
+from scalemine.config import ComputeConfig, InputError, RunError
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Executor(Protocol):
 
         Raises:
             Stopped: A signal came; items in flight were finished and yielded before.
-            DiskFullError: An item could not be written, which trying again would not mend.
+            RunError: An item failed for a reason that trying it again would not mend, such as a full disk.
         """
         ...
 
@@ -105,7 +105,10 @@ def every(seconds: float, action: Callable[[], object]) -> Iterator[None]:
 
     def repeat() -> None:
         while not ended.wait(seconds):
-            action()
+            try:
+                action()
+            except Exception:  # noqa: BLE001  one that fails is told of, and the next may not
+                logger.warning("what is to be done every %.0f s has failed", seconds, exc_info=True)
 
     thread = threading.Thread(target=repeat, daemon=True)
     thread.start()
@@ -198,7 +201,7 @@ class InlineExecutor:
                 for future in done:
                     attempt = running.pop(future)
                     error = future.exception()
-                    if isinstance(error, DiskFullError):
+                    if isinstance(error, RunError):
                         raise error
                     if error is None:
                         yield Outcome(attempt.item, future.result(), failures=attempt.failures)
@@ -397,10 +400,10 @@ class _Pool:
             try:
                 result = self._ray.get(call)
             except self._ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, RunError):
+                    raise error.cause from None
                 if attempt is None:
                     raise RuntimeError(f"a worker could not be set up:\n{error}") from None
-                if isinstance(error.cause, DiskFullError):
-                    raise error.cause from None
                 yield from self._failed([attempt], str(error))
             except self._ray.exceptions.RayError as error:  # the actor, its memory or its node
                 attempts = [attempt, *member.running.values()] if attempt else list(member.running.values())

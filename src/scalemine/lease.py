@@ -286,7 +286,8 @@ def _is_alive(lease: Path, holder: dict[str, Any], has_lock: bool) -> bool:
     """Say whether the holder of a lease still writes."""
     if holder.get("host") == socket.gethostname():
         # Here the lock goes with its process.
-        return not has_lock and bool(psutil.pid_exists(int(holder.get("pid", 0))))
+        pid = holder.get("pid")
+        return not has_lock and isinstance(pid, int) and psutil.pid_exists(pid)
     return _age(lease) < EXPIRY
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from scalemine import bucket
-from scalemine.config import InputError, RunError
+from scalemine.config import InputError
 from scalemine.corpus import Corpus, Shard
 from scalemine.executor import Executor, Outcome
 from scalemine.store import Stage, write_whole
@@ -150,18 +150,12 @@ def run_shards(
     on_rows: OnRows | None,
     on_outcome: Callable[[Outcome[ShardJob, Any]], None] | None = None,
 ) -> list[tuple[ShardJob, str]]:
-    """Run jobs; return those that failed, with the traceback.
-
-    Raises:
-        RunError: What a worker wanted to read or write did not come from a bucket, or get there.
-    """
+    """Run jobs; return those that failed, with the traceback; see ``Executor.map``."""
     failures = []
     for outcome in executor.map(make_worker, jobs):
         if on_outcome:
             on_outcome(outcome)
         if outcome.error is not None:
-            if said := bucket.failure_in(outcome.error):
-                raise RunError(said)
             failures.append((outcome.item, outcome.error))
         elif on_rows:
             on_rows(outcome.item.shard.num_rows)
