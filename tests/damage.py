@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from scalemine.config import InputError
 
 # What parsers stumble over: bytes that end or open something, numbers too large, and text that is none.
 AWKWARD = (
@@ -32,3 +36,25 @@ def damage(content: bytes, chance: random.Random, most: int = 3) -> bytes:
         )
         content = content[:begin] if chance.random() < 0.05 else content[:begin] + new + content[end:]
     return content
+
+
+def assert_read_or_refused(path: Path, seeds: Iterable[int], read: Callable[[], bool]) -> None:
+    """Damage a file in many ways; each time it is read as it should be, or refused in one line, and both happen.
+
+    Args:
+        path: The file.
+        seeds: Of the damages.
+        read: Reads it; says whether what was read is as it should be.
+    """
+    content, outcomes = path.read_bytes(), []
+    for seed in seeds:
+        path.write_bytes(damage(content, random.Random(seed)))
+        try:
+            assert read(), seed
+            outcomes.append("read")
+        except InputError as error:
+            assert "\n" not in str(error), seed
+            outcomes.append("refused")
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {path.read_bytes()!r}") from error
+    assert len(outcomes) / 4 < outcomes.count("refused") < len(outcomes)

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import psutil
 import pytest
 import yaml
 
+from listening import assert_listens_to_this_machine_alone
 from scalemine import chaos
 from scalemine.chaos import Blow, Drill, Kill, compare, draw_moment, plan_drills, run_drills
 from scalemine.config import InputError, RunError
@@ -294,23 +294,12 @@ def test_a_drill_that_ends_otherwise_fails(settings_of: Settings, tmp_path: Path
 
 
 LISTENING = """
-import ipaddress, psutil
 from scalemine.chaos import _Cluster
-with _Cluster(2) as cluster:
-    for process in psutil.Process().children(recursive=True):
-        for socket in process.net_connections("inet"):
-            if socket.status == psutil.CONN_LISTEN:
-                address = ipaddress.ip_address(socket.laddr.ip)
-                address = getattr(address, "ipv4_mapped", None) or address
-                print("loopback" if address.is_loopback else "open", process.name(), address, socket.laddr.port)
+with _Cluster(2):
+    scan()
 """
 
 
 @pytest.mark.slow
 def test_the_cluster_of_a_drill_listens_to_this_machine_alone() -> None:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    done = subprocess.run([sys.executable, "-c", LISTENING], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    found = done.stdout.splitlines()
-    assert sum(line.split()[1] == "raylet" for line in found) >= 3
-    assert [line for line in found if not line.startswith("loopback")] == []
+    assert assert_listens_to_this_machine_alone(LISTENING).count("raylet") >= 3

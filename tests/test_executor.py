@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from listening import assert_listens_to_this_machine_alone
 from scalemine import executor as module
 from scalemine.bucket import BucketError
 from scalemine.config import ComputeConfig, DiskFullError, RunError
@@ -442,30 +443,18 @@ def test_token_that_is_there_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 LISTENING = """
-import ipaddress, psutil
 from scalemine.config import ComputeConfig
 from scalemine.executor import StopSignals, make_executor
 with make_executor(ComputeConfig(executor="ray"), signals=StopSignals(), wants_gpu=False) as executor:
     for _ in executor.map(lambda: abs, [-1]):
-        me = psutil.Process()
-        for process in [me, *me.children(recursive=True)]:
-            for socket in process.net_connections("inet"):
-                if socket.status == psutil.CONN_LISTEN:
-                    address = ipaddress.ip_address(socket.laddr.ip)
-                    address = getattr(address, "ipv4_mapped", None) or address
-                    print("loopback" if address.is_loopback else "open", process.name(), address, socket.laddr.port)
+        scan()
 """
 
 
 @pytest.mark.slow
 def test_local_session_listens_to_this_machine_alone() -> None:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
-    done = subprocess.run([sys.executable, "-c", LISTENING], capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    found = done.stdout.splitlines()
     # The scan sees what there is to see.
-    assert {line.split()[1] for line in found} >= {"gcs_server", "raylet", "ray::_Actor"}
-    assert [line for line in found if not line.startswith("loopback")] == []
+    assert set(assert_listens_to_this_machine_alone(LISTENING)) >= {"gcs_server", "raylet", "ray::_Actor"}
 
 
 NO_CLUSTER = """

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from scalemine.config import TAGGER_KEYS, WORD_NETWORK_KEYS, BaselineConfig, Config, EncoderConfig, InputError
-from scalemine.executor import ShowProgress, Stopped, StopRequest, StopSignals, num_cores, ray_jobs, silent
+from scalemine.executor import ShowProgress, Stopped, StopRequest, num_cores, ray_jobs
 from scalemine.models import encoder_settings
 from scalemine.shards import Embeddings
 from scalemine.store import fingerprint, open_stage, remove
@@ -25,7 +25,7 @@ from scalemine.training.family import Data, chooser, described_chooser, encoder_
 from scalemine.training.kept import OTHERS
 from scalemine.training.multilabel.baselines import fit_predict, settled
 from scalemine.training.multilabel.calibration import Calibration, logits_of
-from scalemine.training.multilabel.data import LabelFamily, LabelSets, brief, judged_labels, read_label_data
+from scalemine.training.multilabel.data import LabelFamily, LabelSets, brief, judged_labels
 from scalemine.training.multilabel.examples import NEGATIVE, UNKNOWN, Examples
 from scalemine.training.multilabel.grid_search import NUM_FOLDS, Part, Tried, best, deal, points, search
 from scalemine.training.multilabel.text_model import label_file, write_estimator, write_text_model
@@ -43,17 +43,6 @@ class BaselineFamily(LabelFamily):
     """Classical models; see ``family.Family``."""
 
     foreign_keys = frozenset((*TAGGER_KEYS, *WORD_NETWORK_KEYS)) | _STEPWISE
-
-    def read(
-        self,
-        config: Config,
-        *,
-        signals: StopSignals | None = None,
-        show: ShowProgress = silent,
-        scratch: Path | None = None,
-    ) -> Data[Examples]:
-        """Read the files."""
-        return read_label_data(config, None, signals=signals, show=show, scratch=scratch)
 
     def settings(self, config: Config) -> dict[str, Any]:
         """Return what the model is like, what it reads, and what the labels mean."""

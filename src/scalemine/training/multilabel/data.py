@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from scalemine.config import Config, InputError, LabelsConfig
-from scalemine.executor import Executor, ShowProgress, StopSignals, make_executor
+from scalemine.executor import Executor, ShowProgress, StopSignals, make_executor, silent
 from scalemine.shards import matrix
 from scalemine.store import Workdir, write_whole
 from scalemine.training.family import DEV, HELD_OUT, Data, chooser, find_files
@@ -127,6 +127,17 @@ def _executor_on_demand(config: Config, signals: StopSignals, *, wants_gpu: bool
 
 class LabelFamily:
     """What classifiers and classical baselines say alike; see ``family.Family``."""
+
+    def read(
+        self,
+        config: Config,
+        *,
+        signals: StopSignals | None = None,
+        show: ShowProgress = silent,
+        scratch: Path | None = None,
+    ) -> Data[Examples]:
+        """Read the files; their texts are not tokenised."""
+        return read_label_data(config, None, signals=signals, show=show, scratch=scratch)
 
     def rows(self, config: Config, data: Data[Examples]) -> Rows:  # noqa: ARG002
         """Return the training tweets, as folds are made of them."""

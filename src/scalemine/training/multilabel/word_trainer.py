@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from scalemine.config import Config
-from scalemine.executor import ShowProgress, StopSignals, silent
 from scalemine.store import file_sha256
 from scalemine.text import normaliser
 from scalemine.training.batches import Batch
@@ -24,7 +23,7 @@ from scalemine.training.family import Data, run_settings
 from scalemine.training.kept import OTHERS
 from scalemine.training.loop import predict_rows
 from scalemine.training.multilabel.classifier import fold
-from scalemine.training.multilabel.data import LabelFamily, brief, read_label_data
+from scalemine.training.multilabel.data import LabelFamily, brief
 from scalemine.training.multilabel.examples import Examples
 from scalemine.training.multilabel.losses import LabelCounts, LabelLoss
 from scalemine.training.multilabel.task import ClassifierTask
@@ -51,17 +50,6 @@ class WordNetworkFamily(LabelFamily):
     """Networks on word vectors; see ``family.Family``."""
 
     foreign_keys = _FOREIGN
-
-    def read(
-        self,
-        config: Config,
-        *,
-        signals: StopSignals | None = None,
-        show: ShowProgress = silent,
-        scratch: Path | None = None,
-    ) -> Data[Examples]:
-        """Read the files."""
-        return read_label_data(config, None, signals=signals, show=show, scratch=scratch)
 
     def settings(self, config: Config) -> dict[str, Any]:
         """Return the loss, and what the labels mean."""
