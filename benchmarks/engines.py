@@ -30,8 +30,8 @@ import torch
 
 from mining import data_paths, seconds  # beside this file
 from scalemine.config import EncoderConfig, InputError
-from scalemine.mining.encoder import BATCH_TOKENS, MIN_BATCH_TOKENS, Encoder, load_encoder
-from scalemine.mining.engines import PRECISIONS, is_installed
+from scalemine.encoder import BATCH_TOKENS, MIN_BATCH_TOKENS, Encoder, load_encoder
+from scalemine.engines import PRECISIONS, is_installed
 from scalemine.models import find_model, length_batches
 
 PEER_BATCHES, ONNX_BATCH = (32, 64, 128), 32

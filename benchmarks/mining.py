@@ -34,10 +34,10 @@ import yaml
 from threadpoolctl import threadpool_limits
 
 from scalemine.config import Config, EncoderConfig
+from scalemine.encoder import load_encoder
 from scalemine.executor import InlineExecutor
 from scalemine.mining import kernel
 from scalemine.mining.bandpass import Way
-from scalemine.mining.encoder import load_encoder
 from scalemine.mining.similarity import anchor_grid, count_steps, similarities
 from scalemine.models import find_model
 from scalemine.pipeline import Run, run_mine

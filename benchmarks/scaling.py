@@ -42,9 +42,9 @@ import torch
 from mining import data_paths  # beside this file
 from scalemine.config import ComputeConfig, CorpusConfig, EncoderConfig
 from scalemine.corpus import Corpus, import_corpus, open_corpus, shard_rows
+from scalemine.encoder import Encoder, Tokens, load_encoder
 from scalemine.executor import IN_FLIGHT, RayExecutor, StopSignals, may_hand_out_ahead, ray_session
 from scalemine.mining.embeddings import LoadEncoder, Similarities, encode_corpus, encoder_loader, score
-from scalemine.mining.encoder import Encoder, Tokens, load_encoder
 from scalemine.mining.similarity import anchor_grid
 from scalemine.models import precision_name
 from scalemine.shards import Embeddings, ShardJob, matrix_column, run_shards, write_arrow

@@ -10,9 +10,9 @@ import pytest
 
 from scalemine import frozen as module
 from scalemine.config import Config, InputError
+from scalemine.encoder import load_encoder
 from scalemine.executor import Stopped, StopSignals
 from scalemine.frozen import embed_examples
-from scalemine.mining.encoder import load_encoder
 from scalemine.training.multilabel.baseline_trainer import vectors_of
 from training.tiny import DIM, write_bert
 

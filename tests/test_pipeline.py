@@ -27,10 +27,10 @@ from scalemine import pipeline
 from scalemine.config import ComputeConfig, Config, EncoderConfig, InputError
 from scalemine.corpus import import_corpus, open_corpus
 from scalemine.decisions import Decision, append_decision
+from scalemine.encoder import Encoder
 from scalemine.executor import Executor, InlineExecutor, StopSignals, make_executor, silent
 from scalemine.lease import hold_workdir
 from scalemine.mining import cascade
-from scalemine.mining.encoder import Encoder
 from scalemine.mining.engine_choice import Choice, candidates
 from scalemine.models import find_model
 from scalemine.pipeline import Run, check_mine, finished_embeddings, mine_again, run_embed, run_import, run_mine

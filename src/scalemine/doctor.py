@@ -171,7 +171,7 @@ def torch_findings() -> list[Finding]:
     """Return PyTorch, the GPUs that it sees, the precision it would take, and the engines."""
     import torch
 
-    from scalemine.mining.engines import RIVALS, is_installed
+    from scalemine.engines import RIVALS, is_installed
     from scalemine.models import device_name, precision_name
 
     has_gpu = torch.cuda.is_available()

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from scalemine.config import Config
+from scalemine.engines import check_engine
 from scalemine.executor import ShowProgress, StopSignals, make_executor, silent, threads_of_worker
 from scalemine.mining.embeddings import encode_corpus, encoder_loader
-from scalemine.mining.engines import check_engine
 from scalemine.models import device_name, encoder_settings
 from scalemine.training.family import Data
 from scalemine.training.multilabel.baseline_trainer import BaselineFamily, embedding_encoder, open_embeddings

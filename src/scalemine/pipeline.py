@@ -27,15 +27,15 @@ from scalemine import bucket, scores
 from scalemine.config import SIGMA_BANDED, Config, EncoderConfig, InputError
 from scalemine.corpus import Corpus, check_import, import_corpus, open_corpus
 from scalemine.decisions import Decision, read_decisions
+from scalemine.encoder import Encoder, load_encoder
+from scalemine.engines import check_engine
 from scalemine.executor import Executor, InlineExecutor, ShowProgress, StopSignals, num_cores, silent, threads_of_worker
 from scalemine.mining import anchors as anchors_module
 from scalemine.mining import cascade, distributions, negatives, sets
 from scalemine.mining.anchors import Anchors, Positives, check_classes, make_anchors, read_positives
 from scalemine.mining.candidates import Scored, View
 from scalemine.mining.embeddings import Similarities, encode_corpus, encoder_loader, score_corpus
-from scalemine.mining.encoder import Encoder, load_encoder
 from scalemine.mining.engine_choice import Choice, candidates, choose_engine
-from scalemine.mining.engines import check_engine
 from scalemine.mining.events import columns_of, near_event
 from scalemine.mining.mine import Mined, ScoredCorpus, check_precautions, mine, rows_wanted, texts_of
 from scalemine.mining.probe import Probe, load_probe, probe_size, probed_places, store_probe

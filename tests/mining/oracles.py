@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from scalemine.config import CorpusConfig
 from scalemine.corpus import Corpus, import_corpus
-from scalemine.mining.encoder import Tokens
+from scalemine.encoder import Tokens
 from scalemine.store import Stage, open_stage
 
 WORD_64 = 2**64

@@ -14,10 +14,10 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from scalemine.config import ComputeConfig, MiningConfig
 from scalemine.corpus import Corpus
+from scalemine.encoder import Pieces
 from scalemine.executor import InlineExecutor, StopSignals, make_executor
 from scalemine.mining import cascade, distributions
 from scalemine.mining.anchors import Anchors
-from scalemine.mining.encoder import Pieces
 from scalemine.mining.probe import Probe
 from scalemine.mining.sampling import sample_corpus
 from scalemine.mining.similarity import anchor_grid, similarities

@@ -7,8 +7,8 @@ import pytest
 
 from mining import oracles
 from scalemine.config import InputError
+from scalemine.encoder import Tokens
 from scalemine.mining import engine_choice
-from scalemine.mining.encoder import Tokens
 from scalemine.mining.engine_choice import MIN_GAIN, ROUNDS, ROWS_PER_LENGTH, candidates, choose_engine
 
 TEXTS = ["x" * (3 + i % 11) + f"{i:03}" for i in range(60)]

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from scalemine import bucket
 from scalemine.config import InputError, PositivesConfig
-from scalemine.mining.encoder import Encoder
+from scalemine.encoder import Encoder
 from scalemine.mining.similarity import STEPS_PER_UNIT
 from scalemine.store import Stage, write_whole
 

@@ -25,11 +25,11 @@ from scipy.stats import beta
 from scalemine import bucket
 from scalemine.config import MiningConfig
 from scalemine.corpus import Corpus, Shard
+from scalemine.encoder import Encoder, Pieces
 from scalemine.executor import Executor
 from scalemine.mining import distributions
 from scalemine.mining.anchors import Anchors
 from scalemine.mining.cheap_score import CheapScore, TokenTable, chances, learn
-from scalemine.mining.encoder import Encoder, Pieces
 from scalemine.mining.probe import Probe
 from scalemine.mining.sampling import Row, fetch_rows, sample_places
 from scalemine.mining.similarity import STEPS_PER_UNIT, Normal, Tails

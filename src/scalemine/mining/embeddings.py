@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from scalemine.config import EncoderConfig
 from scalemine.corpus import Corpus, Shard
+from scalemine.encoder import Encoder, load_encoder
 from scalemine.executor import Executor, Outcome
 from scalemine.mining.bandpass import choose_way
-from scalemine.mining.encoder import Encoder, load_encoder
 from scalemine.mining.sampling import row_keys
 from scalemine.mining.similarity import similarities
 from scalemine.shards import (

@@ -13,8 +13,8 @@ import numpy as np
 
 from scalemine.config import InputError
 from scalemine.corpus import Corpus
-from scalemine.mining.encoder import Encoder, Tokens
-from scalemine.mining.engines import RIVALS, is_installed
+from scalemine.encoder import Encoder, Tokens
+from scalemine.engines import RIVALS, is_installed
 
 logger = logging.getLogger(__name__)
 

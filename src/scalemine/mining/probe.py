@@ -15,9 +15,9 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from scalemine.config import MiningConfig
+from scalemine.encoder import Encoder
 from scalemine.mining import distributions
 from scalemine.mining.anchors import Anchors
-from scalemine.mining.encoder import Encoder
 from scalemine.mining.sampling import Row
 from scalemine.mining.similarity import STEPS_PER_UNIT, SimilarityDistribution, Tails, anchor_grid, similarities
 from scalemine.shards import matrix, matrix_column, read_arrow, write_arrow

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
+from scalemine import encoder as module
 from scalemine import models
 from scalemine.config import EncoderConfig, InputError
-from scalemine.mining import encoder as module
-from scalemine.mining.encoder import MIN_BATCH_TOKENS, load_encoder
-from scalemine.mining.engines import is_installed
+from scalemine.encoder import MIN_BATCH_TOKENS, load_encoder
+from scalemine.engines import is_installed
 from scalemine.models import find_model
 
 TEXTS = [
@@ -285,7 +285,7 @@ def test_no_cuda_device(monkeypatch):
 
 
 def test_importing_it_loads_no_model_library():
-    code = "import sys, scalemine.mining.encoder; sys.exit('sentence_transformers' in sys.modules)"
+    code = "import sys, scalemine.encoder; sys.exit('sentence_transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -20,9 +20,9 @@ from transformers import (
     RobertaModel,
 )
 
+from scalemine import engines
 from scalemine.config import InputError
-from scalemine.mining import engines
-from scalemine.mining.engines import OneDnnEngine, TorchEngine, check_engine, is_installed, load_engine
+from scalemine.engines import OneDnnEngine, TorchEngine, check_engine, is_installed, load_engine
 
 SIZE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
 VOCAB, POSITIONS = 90, 80
@@ -185,7 +185,7 @@ def test_openvino_reports_to_no_one(tmp_path):
     code = (
         "import sys, torch\n"
         "from transformers import BertConfig, BertModel\n"
-        "from scalemine.mining.engines import load_engine\n"
+        "from scalemine.engines import load_engine\n"
         f"model = BertModel(BertConfig(vocab_size={VOCAB}, **{SIZE})).eval()\n"
         "assert load_engine('openvino', model, precision='float32').name == 'openvino'\n"
         "assert not [name for name in sys.modules if name.startswith('openvino_telemetry.')]\n"

@@ -1,7 +1,7 @@
 """A sentence encoder: texts to unit vectors, in batches of sentences of one length.
 
 Sentences of one length need no padding, so no work is wasted and a sentence's vector does not depend on its neighbours:
-the same text gives the same bits in whatever shard, batch or worker it is met (tests/mining/test_encoder.py).
+the same text gives the same bits in whatever shard, batch or worker it is met (tests/test_encoder.py).
 
 Shapes: N texts, L tokens of a sentence, D dimensions.
 """
@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from scalemine.config import EncoderConfig, InputError
-from scalemine.mining.engines import load_engine
+from scalemine.engines import load_engine
 from scalemine.models import (
     device_name,
     find_model,
