@@ -17,7 +17,7 @@ from scalemine.predict import Wanted, check_predict, day_of, run_predict
 from scalemine.store import read_json
 from scalemine.training.kept import load_model
 from scalemine.training.predictions import predictor_of
-from training.trained import LABELS, WORDS, write_fine_tuned, write_tagger, write_words
+from training.trained import LABELS, WORDS, write_fine_tuned, write_on_embeddings, write_tagger, write_words
 
 ODD = [
     "👩🏽‍🚒 at the 🔥🔥 in São Paulo 🇧🇷 — 火事だ",
@@ -34,6 +34,7 @@ def models(tmp_path_factory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
     return {
         "words": write_words(folder / "words"),
+        "embeddings": write_on_embeddings(folder / "embeddings"),
         "classifier": write_fine_tuned(folder / "classifier"),
         "tagger": write_tagger(folder / "tagger"),
     }
@@ -77,7 +78,7 @@ def bytes_of(to: Path) -> dict[str, bytes]:
     return found | {"predictions.json": (to / "predictions.json").read_bytes()}
 
 
-@pytest.mark.parametrize("kind", ["words", "classifier", "tagger"])
+@pytest.mark.parametrize("kind", ["words", "embeddings", "classifier", "tagger"])
 def test_each_row_is_what_the_model_says_of_its_text_alone(models, kind, tweets, tmp_path):
     summary, manifest = run(models[kind], tweets, tmp_path / "out", keep=("lang",))
     model, corpus, found = load_model(models[kind]), rows_of(tmp_path / "out", "corpus"), rows_of(tmp_path / "out")
@@ -135,7 +136,7 @@ def test_the_summary_counts_what_the_files_hold(models, tweets, tmp_path):
 def test_two_workers_on_ray_give_the_same_bytes(models, tweets, tmp_path, ray_session):
     ray = RayExecutor(2, cpus_per_worker=1, gpus_per_worker=0, signals=StopSignals())
     compute = ComputeConfig(executor="ray", workers=2)
-    for kind in ("words", "tagger"):
+    for kind in ("words", "embeddings", "tagger"):
         run(models[kind], tweets, tmp_path / f"{kind}-inline")
         run(models[kind], tweets, tmp_path / f"{kind}-ray", ray, compute=compute)
         assert bytes_of(tmp_path / f"{kind}-inline") == bytes_of(tmp_path / f"{kind}-ray")

@@ -129,12 +129,6 @@ def test_what_a_grid_search_chose_has_rows():
     assert cells(runs_table("a", runs))[:2] == [["grid search", "C", "10, 1", "–"], ["grid search", "gamma", "1", "–"]]
 
 
-@pytest.mark.parametrize("is_kept", [True, False])
-def test_whether_a_model_is_kept_is_said(is_kept):
-    one = result("a", test=scores()) | {"epochs": 0, "best_epoch": 0, "is_kept": is_kept}
-    assert ("such models are not kept" in printed(print_label_runs, [one])) is not is_kept
-
-
 def test_folds_are_mean_and_deviation_of_those_with_a_value():
     folds = [result(f"a-fold{fold}", test=scores(auc)) for fold, auc in enumerate((0.5, 0.7, 0.9, None))]
     table = runs_table("a", folds)

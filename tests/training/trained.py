@@ -10,8 +10,10 @@ import torch
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from scalemine.config import BaselineConfig, EncoderConfig, TrainConfig
+from scalemine.encoder import load_encoder
 from scalemine.training.multilabel.baselines import fit_predict
 from scalemine.training.multilabel.classifier import write_classifier
+from scalemine.training.multilabel.embedding_features import EmbeddingFeatures, encoder_facts
 from scalemine.training.multilabel.text_model import label_file, write_estimator, write_text_model
 from scalemine.training.multilabel.word_features import WordFeatures
 from scalemine.training.tagging import tagger
@@ -26,19 +28,38 @@ WORDS = ["fire", "water", "rising", "boat", "happy", "dance", "late", "bus", "ro
 
 def write_words(folder: Path, name: str = "svm", normaliser: str = "rescue") -> Path:
     """Write a classical model on words."""
-    rng = np.random.default_rng(1)
-    texts = [" ".join(rng.choice(WORDS, size=5)) for _ in range(120)]
-    targets = np.array([["fire" in text, "happy" in text] for text in texts], np.int8)
+    texts = _texts()
     features = WordFeatures.fit(texts)
+    options = BaselineConfig(features="tfidf")
+    return _write_classical(folder, name, options, features, features.transform(texts), normaliser=normaliser)
+
+
+def write_on_embeddings(folder: Path, name: str = "mlp") -> Path:
+    """Write a classical model on the embeddings of a small encoder."""
+    bert = write_bert(folder.with_name(f"{folder.name}-encoder"), num_hidden_layers=1)
+    encoder = EncoderConfig(model=str(bert), device="cpu", precision="float32", max_length=16)
+    vectors = load_encoder(encoder).encode_texts(_texts())
+    features = EmbeddingFeatures.fit(name, vectors)
+    facts = {"normaliser": "none", "encoder": encoder_facts(encoder)}
+    return _write_classical(folder, name, BaselineConfig(), features, features.transform(vectors), **facts)
+
+
+def _texts() -> list[str]:
+    rng = np.random.default_rng(1)
+    return [" ".join(rng.choice(WORDS, size=5)) for _ in range(120)]
+
+
+def _write_classical(folder: Path, name: str, options: BaselineConfig, features, learnt, **facts) -> Path:
+    targets = np.array([["fire" in text, "happy" in text] for text in _texts()], np.int8)
     fit_predict(
-        name, BaselineConfig(features="tfidf"), features.transform(texts), targets, np.ones(len(texts)), {}, seed=3,
-        jobs=1, keep=lambda label, model: write_estimator(model, folder / label_file(label)),
+        name, options, learnt, targets, np.ones(len(targets)), {}, seed=3, jobs=1,
+        keep=lambda label, model: write_estimator(model, folder / label_file(label)),
     )  # fmt: skip
     info = {
-        "labels": LABELS, "model": name, "normaliser": normaliser, "nested": [],
+        "labels": LABELS, "model": name, "nested": [],
         "thresholds": {"fear": 0.4, "joy": 0.6}, "calibration": dict.fromkeys(LABELS, [1.0, 0.0]),
     }  # fmt: skip
-    write_text_model(folder, info, features, {})
+    write_text_model(folder, info | facts, features, {})
     return folder
 
 

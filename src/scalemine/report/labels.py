@@ -99,8 +99,7 @@ def print_label_runs(console: Console, results: Sequence[Json]) -> None:
             console.print(Text(line))
         epochs = [f"{run['best_epoch']} of {run['epochs']}" for run in runs if run.get("best_epoch") is not None]
         if not any(run.get("epochs", 1) for run in runs):
-            kept = "" if runs[0].get("is_kept") else "; such models are not kept"
-            console.print(Text(f"thresholds chosen on {plain_name(runs[0]['chosen_on'])}{kept}"))
+            console.print(Text(f"thresholds chosen on {plain_name(runs[0]['chosen_on'])}"))
         elif epochs:
             console.print(Text(f"epoch chosen on {plain_name(runs[0]['chosen_on'])}: {', '.join(epochs)}"))
         console.print(Text(f"{_total_seconds(runs):,.0f} s of training on {plain_name(runs[0]['device'])}"))

@@ -28,7 +28,7 @@ def load_model(
 
     Args:
         folder: The folder.
-        device: Such as cpu or cuda:1; auto is CUDA where it is there. Classical models are on the CPU.
+        device: Such as cpu or cuda:1; auto is CUDA where it is there. Of classical models, the encoder's.
         precision: In which a fine-tuned classifier computes: float32, bfloat16, float16, or auto, the fastest.
 
     Raises:
@@ -53,7 +53,7 @@ def load_model(
         return load_ensemble(folder, device=device, precision=precision)
     from scalemine.training.multilabel.text_model import load_text_model
 
-    return load_text_model(folder)
+    return load_text_model(folder, device=device)
 
 
 def kind_of(folder: str | Path) -> str:

@@ -11,12 +11,15 @@ import pytest
 
 from scalemine.config import BASELINES, ComputeConfig, Config, InputError
 from scalemine.executor import Stopped, StopSignals
+from scalemine.frozen import embed_examples
 from scalemine.shards import matrix_column
 from scalemine.store import Workdir
 from scalemine.training import runs
+from scalemine.training.kept import kind_of, load_model
 from scalemine.training.multilabel.baseline_trainer import BaselineFamily, open_embeddings, vectors_of
 from scalemine.training.multilabel.baselines import settled
 from scalemine.training.multilabel.data import read_predictions
+from scalemine.training.multilabel.embedding_features import encoder_facts
 from scalemine.training.multilabel.text_model import load_text_model, read_estimator
 from scalemine.training.multilabel.word_features import WordFeatures
 from scalemine.training.runs import describe_plan, run_training
@@ -87,7 +90,8 @@ def test_learns_what_embeddings_tell(data, tmp_path, model):
     assert (result["epochs"], result["device"]) == (0, "cpu")
     assert "train.lr" not in result["spec"] and result["spec"]["baseline.trees"] == 20
     folder = Workdir(tmp_path).runs / "run"
-    assert not (folder / "model").exists()
+    kept = load_model(folder)
+    assert kept.info["encoder"] == encoder_facts(one.encoder) and kept.info["normaliser"] == "none"
     labels, targets_NC, scores_NC = read_predictions(folder / "predictions" / "test.parquet")
     assert labels == LABELS
     ids = pq.read_table(folder / "predictions" / "test.parquet")["id"].to_pylist()
@@ -95,6 +99,25 @@ def test_learns_what_embeddings_tell(data, tmp_path, model):
     truth = {row["id"]: [int(label in row["labels"]) for label in LABELS] for row in rows}
     assert targets_NC.tolist() == [truth[one] for one in ids]
     assert ((scores_NC >= 0) & (scores_NC <= 1)).all()
+
+
+@pytest.mark.parametrize("model", [name for name in BASELINES if name != "naive_bayes"])
+def test_what_is_kept_predicts_what_training_did(data, tmp_path, model):
+    """With the encoder's own embeddings, and a normaliser that is the encoder's."""
+    one = config(data, tmp_path, model, name="run", normaliser="none")
+    one = one.model_copy(update={"encoder": one.encoder.model_copy(update={"normaliser": "rescue"})})
+    with StopSignals() as signals:
+        embed_examples(one, signals=signals)
+    run_training(one)
+    folder = Workdir(tmp_path).runs / "run"
+    _, _, scores_NC = read_predictions(folder / "predictions" / "test.parquet")
+    rows = pq.read_table(data / "test.parquet").to_pylist()
+    text_of = {row["id"]: row["text"] for row in rows}
+    ids = pq.read_table(folder / "predictions" / "test.parquet")["id"].to_pylist()
+    kept = load_model(folder)
+    assert kind_of(folder) == "embeddings"
+    np.testing.assert_array_equal(kept.scores([text_of[one] for one in ids]), scores_NC)
+    np.testing.assert_array_equal(kept.scores([text_of[ids[3]]]), scores_NC[3:4])
 
 
 def of_words(data: Path, workdir: Path, model: str = "naive_bayes", *, baseline=None, **train) -> Config:
@@ -110,7 +133,7 @@ def test_learns_what_words_tell_and_is_kept(data, tmp_path, model):
     [result] = run_training(one)
     assert not list(tmp_path.rglob("embeddings-*"))
     assert result["metrics"]["test"]["roc_auc"]["macro"] > 0.8
-    assert (result["words"], result["is_kept"]) == ("tfidf", True)
+    assert result["words"] == "tfidf"
     assert result["spec"]["train.normaliser"] == "mex_a3t"
     assert result["settings"] == json.loads(json.dumps(settled(model, one.baseline)))
     folder = Workdir(tmp_path).runs / "run"
@@ -143,7 +166,6 @@ def test_a_grid_is_searched_on_embeddings_too(data, tmp_path):
     embed(one)
     [result] = run_training(one)
     assert result["chosen"]["k"] in (1, 5)
-    assert not result["is_kept"]
 
 
 def test_the_grid_sees_training_tweets_alone(data, tmp_path, monkeypatch):

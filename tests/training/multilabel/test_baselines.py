@@ -10,12 +10,13 @@ from sklearn.metrics import roc_auc_score
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import StandardScaler, normalize
 from sklearn.svm import SVC
 
 from scalemine.config import BASELINES, BaselineConfig, InputError
 from scalemine.training.multilabel import baselines as module
-from scalemine.training.multilabel.baselines import fit_predict, settled
+from scalemine.training.multilabel.baselines import fit_label, fit_predict, probabilities, settled
+from scalemine.training.multilabel.embedding_features import EmbeddingFeatures
 
 QUICK = BaselineConfig(trees=20, bags=30, iterations=15, k=15, hidden=(16, 8), epochs=60)
 ON_EMBEDDINGS = [name for name in BASELINES if name != "naive_bayes"]
@@ -35,8 +36,11 @@ def fit(name, data, *, options=QUICK, targets=None, weights=None, seed=1, jobs=1
     vectors, known, others, _ = data
     weights = np.ones(len(vectors)) if weights is None else weights
     targets = known if targets is None else targets
-    sets = {"test": others, "none": others[:0]}
-    scores = fit_predict(name, options, vectors, targets, weights, sets, seed=seed, jobs=jobs, **calls)
+    features = EmbeddingFeatures.fit(name, vectors)
+    sets = {"test": features.transform(others), "none": features.transform(others[:0])}
+    scores = fit_predict(
+        name, options, features.transform(vectors), targets, weights, sets, seed=seed, jobs=jobs, **calls
+    )
     assert scores["none"].shape == (0, targets.shape[1])
     return scores["test"]
 
@@ -266,13 +270,39 @@ def test_wrong_input_is_refused(data):
     for weight in (-1.0, np.nan):
         with pytest.raises(ValueError, match="weights"):
             fit("svm", data, weights=np.full(200, weight))
-    broken = vectors.copy()
-    broken[3, 3] = np.nan
-    for name in ("svm", "boosting", "logistic_regression"):
-        with pytest.raises(ValueError, match=r"NaN|finite"):
-            fit(name, (broken, targets, others, test))
     with pytest.raises(ValueError, match="trees"):
         BaselineConfig(trees=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_of_words"), [*((name, False) for name in ON_EMBEDDINGS), *((name, True) for name in ON_WORDS)]
+)
+def test_a_row_has_the_same_score_whatever_its_company(name, is_of_words):
+    rng = np.random.default_rng(4)
+    rows = [rng.normal(size=(900, 96)) for _ in range(2)]
+    options = BaselineConfig(trees=5, bags=5, iterations=5, k=5, hidden=(100, 60), epochs=2)
+    if is_of_words:
+        options = options.model_copy(update={"features": "tfidf"})
+        learnt, others = (csr_matrix(normalize(np.where(of > 1, of, 0)), dtype=np.float32) for of in rows)
+    else:
+        features = EmbeddingFeatures.fit(name, rows[0])
+        learnt, others = map(features.transform, rows)
+    targets = (rows[0][:, 0] + rows[0][:, 1] > 0.5).astype(np.int8)
+    model = fit_label(name, options, learnt, targets, np.ones(900), seed=1, jobs=1)
+    together = probabilities(model, others)
+    assert together.std() > 0.01
+    for start, end in ((0, 1), (5, 6), (5, 12), (130, 700), (1, 900)):
+        np.testing.assert_array_equal(probabilities(model, others[start:end]), together[start:end])
+
+
+def test_a_network_scores_as_that_of_scikit_learn(data, words):
+    vectors, targets, others, _ = data
+    for learnt, rows, features in ((vectors, others, "embeddings"), (words[0], words[2], "tfidf")):
+        model = fit_label(
+            "mlp", QUICK.model_copy(update={"features": features}), learnt, targets[: learnt.shape[0], 0],
+            np.ones(learnt.shape[0]), seed=1, jobs=1,
+        )  # fmt: skip
+        np.testing.assert_allclose(probabilities(model, rows), model.predict_proba(rows)[:, 1], rtol=1e-4, atol=1e-6)
 
 
 def test_a_kernel_machine_on_sparse_rows_is_that_of_scikit_learn(monkeypatch):

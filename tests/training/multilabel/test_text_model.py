@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy.special import expit, logit
 from sklearn.decomposition import PCA
+from sklearn.ensemble import HistGradientBoostingClassifier
 
 from scalemine.config import BASELINES, BaselineConfig, InputError
 from scalemine.store import read_json, write_json
@@ -199,9 +200,30 @@ def test_trees_that_lead_nowhere_are_refused(tmp_path, name, field, value):
 
 
 @pytest.mark.parametrize(
+    ("field", "value"), [("left", 0), ("right", 10_000), ("feature_idx", 10_000), ("feature_idx", -1)]
+)
+def test_trees_of_boosting_that_lead_nowhere_are_refused(tmp_path, field, value):
+    rows = np.random.default_rng(1).integers(0, 64, (200, 6)).astype(np.float32)
+    model = HistGradientBoostingClassifier(max_iter=4).fit(rows, rows[:, 0] > 30)
+    write_estimator(model, tmp_path / "label-0.skops")
+    again = read_estimator(tmp_path / "label-0.skops")
+    np.testing.assert_array_equal(again.predict_proba(rows), model.predict_proba(rows))
+    nodes = model._predictors[2][0].nodes
+    nodes[field][0] = value
+    write_estimator(model, tmp_path / "label-0.skops")
+    with pytest.raises(InputError, match="a tree leads to a node or a feature that is not there"):
+        read_estimator(tmp_path / "label-0.skops")
+    nodes["is_categorical"][0] = 1
+    write_estimator(model, tmp_path / "label-0.skops")
+    with pytest.raises(InputError, match="a tree of categories"):
+        read_estimator(tmp_path / "label-0.skops")
+
+
+@pytest.mark.parametrize(
     ("values", "expected"),
     [
         ({"kind": "classifier"}, "not that of a model of the kind words"),
+        ({"kind": "embeddings"}, "damaged"),
         ({"format": 2}, "format 2, and this version of scalemine reads 1"),
         ({"model": "oracle"}, "unknown: 'oracle'"),
         ({"normaliser": "loud"}, "unknown normaliser"),

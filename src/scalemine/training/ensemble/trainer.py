@@ -46,7 +46,7 @@ from scalemine.training.family import (
     remove_predictions,
     run_settings,
 )
-from scalemine.training.kept import FINE_TUNED, OTHERS, kind_of, load_model, model_folder
+from scalemine.training.kept import FINE_TUNED, OTHERS, folder_of, kind_of, load_model, model_folder
 from scalemine.training.multilabel.baseline_trainer import BaselineFamily
 from scalemine.training.multilabel.data import LabelFamily, LabelSets, brief, judged_labels, read_predictions
 from scalemine.training.multilabel.examples import Examples
@@ -254,12 +254,6 @@ class _EnsembleTrainer(ABC):
         """The members that are folders, loaded."""
         return {} if self.is_trained else {name: load_model(folder) for name, folder in self.members.items()}
 
-    @property
-    def is_kept(self) -> bool:
-        """Whether all members have a folder of their own."""
-        folders = map(model_folder, self.members.values())
-        return all(any((folder / name).exists() for name in (OTHERS, FINE_TUNED)) for folder in folders)
-
     def train(self, signals: StopRequest | None, show: ShowProgress) -> dict[str, Any]:  # noqa: ARG002
         """Look at the members, which were trained before."""
         started = time.monotonic()
@@ -281,12 +275,7 @@ class _EnsembleTrainer(ABC):
         """Whether labels or spans are given, and which."""
 
     def write_model(self, facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-        """Write ``model/``, where all members are kept."""
-        if not self.is_kept:
-            logger.warning(
-                "%s: not kept as a model, as a member is not; its scores and predictions are", self.folder.name
-            )
-            return
+        """Write ``model/``."""
         info = {
             "version": importlib.metadata.version("scalemine"),
             "of": self.given[0],
@@ -301,7 +290,7 @@ class _EnsembleTrainer(ABC):
                 "seconds": facts["seconds"],
             },
         }
-        members = {name: model_folder(folder) for name, folder in self.members.items()}
+        members = {name: folder_of(folder) for name, folder in self.members.items()}
         write_ensemble(self.folder / "model", info | self.described(metrics), members)
 
     @abstractmethod
@@ -319,7 +308,6 @@ class _EnsembleTrainer(ABC):
             "chosen_on": described_chooser(self.config),
             "seconds": facts["seconds"],
             "device": "cpu",
-            "is_kept": self.is_kept,
         }
 
     def end(self) -> None:  # noqa: B027  there is nothing to end, for either kind

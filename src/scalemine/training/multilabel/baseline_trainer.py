@@ -26,6 +26,7 @@ from scalemine.training.kept import OTHERS
 from scalemine.training.multilabel.baselines import fit_predict, settled
 from scalemine.training.multilabel.calibration import Calibration, logits_of
 from scalemine.training.multilabel.data import LabelFamily, LabelSets, brief, judged_labels
+from scalemine.training.multilabel.embedding_features import EmbeddingFeatures, encoder_facts
 from scalemine.training.multilabel.examples import NEGATIVE, UNKNOWN, Examples
 from scalemine.training.multilabel.grid_search import NUM_FOLDS, Part, Tried, best, deal, points, search
 from scalemine.training.multilabel.text_model import label_file, write_estimator, write_text_model
@@ -98,21 +99,24 @@ def vectors_of(config: Config, examples: Examples, rows: NDArray[np.int64]) -> N
 
 
 class _EmbeddingReader:
-    """Gives the embeddings of training tweets and of sets."""
+    """Learns from training tweets how a model reads embeddings, and gives them of these and of sets."""
 
     def __init__(self, tweets: LabelSets) -> None:
         self._tweets = tweets
-        self._train_ND = self.read("train")
+        self._train_ND = vectors_of(tweets.config, *tweets.of("train"))
+        self.features: EmbeddingFeatures | None = None
 
-    def learn(self, rows: NDArray[np.int64]) -> NDArray[np.float16]:
-        """Return the embeddings of some training tweets; there is nothing to learn."""
-        return self.read(rows)
+    def learn(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Learn from some training tweets, and return their embeddings."""
+        self.features = EmbeddingFeatures.fit(self._tweets.config.train.model, self._train_ND[rows])
+        return self.features.transform(self._train_ND[rows])
 
-    def read(self, what: str | NDArray[np.int64]) -> NDArray[np.float16]:
-        """Return the embeddings of a set, or of some training tweets."""
-        if not isinstance(what, str):
-            return self._train_ND[what]
-        return vectors_of(self._tweets.config, *self._tweets.of(what))
+    def read(self, what: str | NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the embeddings of a set, or of some training tweets, as it was learnt last."""
+        assert self.features is not None
+        return self.features.transform(
+            vectors_of(self._tweets.config, *self._tweets.of(what)) if isinstance(what, str) else self._train_ND[what]
+        )
 
 
 class _WordReader:
@@ -155,7 +159,7 @@ def _parts(
 
 
 class BaselineTrainer:
-    """One run; see ``family.Trainer``. Models on words are kept, of those on embeddings only what they predict."""
+    """One run; see ``family.Trainer``."""
 
     is_main = True
 
@@ -211,8 +215,7 @@ class BaselineTrainer:
                 self.options = self.options.model_copy(update=dict(best(self.tried).values))
             learnt_ND = self.reader.learn(np.arange(len(rows)))
             others = {name: self.reader.read(name) for name in self.sets}
-            if self.options.is_of_words:
-                remove(self.folder / "model" / OTHERS)
+            remove(self.folder / "model" / OTHERS)
             self.scores = fit_predict(
                 self.config.train.model, self.options, learnt_ND, targets_NC, weight_N, others,
                 on_label=lambda _label: advance(1), keep=self._keep, **how,
@@ -220,10 +223,10 @@ class BaselineTrainer:
         return {"seconds": round(time.monotonic() - started, 3)}
 
     def _keep(self, label: int, model: Any) -> None:  # noqa: ANN401
-        """Write a model on words beside the others; called by several threads."""
+        """Write a model beside the others; called by several threads."""
         if isinstance(model, float):
             self.priors[label] = model
-        elif self.options.is_of_words:
+        else:
             write_estimator(model, self.folder / "model" / label_file(label))
 
     def evaluate(self) -> dict[str, Any]:
@@ -240,10 +243,8 @@ class BaselineTrainer:
         return metrics
 
     def write_model(self, facts: Mapping[str, Any], metrics: Mapping[str, Any]) -> None:
-        """Write ``model/`` of models on words; one on embeddings is fitted anew where it is wanted."""
-        if not isinstance(self.reader, _WordReader):
-            return
-        assert self.reader.features is not None
+        """Write ``model/``."""
+        assert self.reader is not None and self.reader.features is not None
         labels, found = self.tweets.labels, self.calibration
         info = {
             "version": importlib.metadata.version("scalemine"),
@@ -252,7 +253,7 @@ class BaselineTrainer:
             "model": self.config.train.model,
             "settings": self._settled(),
             "features": self.options.features,
-            "normaliser": self.config.train.normaliser,
+            **self._read_as(),
             "thresholds": dict(zip(labels, self.thresholds_C.tolist(), strict=True)),
             "calibration": {
                 label: [slope, offset]
@@ -276,6 +277,13 @@ class BaselineTrainer:
         }
         write_text_model(self.folder / "model", info, self.reader.features, self.priors)
 
+    def _read_as(self) -> dict[str, Any]:
+        """Return how the model reads texts: a normaliser, and the encoder of the embeddings."""
+        if self.options.is_of_words:
+            return {"normaliser": self.config.train.normaliser}
+        encoder = embedding_encoder(self.config)
+        return {"normaliser": encoder.normaliser, "encoder": encoder_facts(encoder)}
+
     def _settled(self) -> dict[str, Any]:
         return settled(self.config.train.model, self.options)
 
@@ -292,7 +300,6 @@ class BaselineTrainer:
             "chosen_on": described_chooser(self.config),
             "seconds": facts["seconds"],
             "device": "cpu",
-            "is_kept": self.options.is_of_words,
         }
         if self.tried:
             found["chosen"] = dict(best(self.tried).values)

@@ -24,20 +24,17 @@ from sklearn.model_selection import StratifiedKFold
 from sklearn.naive_bayes import MultinomialNB
 from sklearn.neighbors import NearestNeighbors
 from sklearn.neural_network import MLPClassifier
-from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 from threadpoolctl import threadpool_limits
 
 from scalemine.config import BASELINE_KEYS, BASELINES, BaselineConfig, InputError
 from scalemine.executor import RayJobs
+from scalemine.training.multilabel.embedding_features import LEVELS, FloatArray
 
-FloatArray = NDArray[np.float32]
 # Embeddings are dense, TF-IDF is sparse.
 Matrix: TypeAlias = FloatArray | csr_matrix
 
-# Of embeddings; these are moved by the scale of a dimension, trees are not, and near are those of a high cosine.
-_STANDARDISED = ("svm", "logistic_regression", "mlp")
 _CALIBRATION_FOLDS = 3
 # What is taken where nothing is set. On words: Wang et al. 2022, tables A1 to A4, first line.
 _ON_EMBEDDINGS = {"max_features": "sqrt", "min_split": 10, "min_leaf": 5, "kernel": "linear", "gamma": "scale"}
@@ -48,14 +45,14 @@ _C_ON_EMBEDDINGS = {"linear": 0.0002, "rbf": 1.0, "logistic_regression": 0.003}
 _C_ON_WORDS = {"linear": 1.0, "rbf": 1.0, "logistic_regression": 10.0}
 # With all dimensions ten trees would take minutes on some thousand tweets.
 _BAG_SHARE = 0.2
-# Levels of a dimension that boosting tells apart.
-_LEVELS = 64
 # Of mlp: some hundred tweets take more than a few steps by it.
 _BATCH_SIZE = 64
 # Rows whose kernel with all support vectors is held at a time.
 _RBF_ROWS = 512
-# Rows that are scored at a time: a kernel's or a neighbour's matrix is this by the rows that were learnt from.
+# Rows of words that are scored at a time: a kernel's or a neighbour's matrix is this by the rows that were learnt from.
 _SCORED_ROWS = 4_096
+# Rows of a dense matrix: a product rounds a row by how many there are, so there are always so many.
+_DENSE_ROWS = 512
 
 
 def settled(name: str, options: BaselineConfig) -> dict[str, Any]:
@@ -93,7 +90,8 @@ def fit_predict(
     Args:
         name: One of ``BASELINES``.
         options: What the models are like.
-        vectors_ND: What to learn from: embeddings, float32 or float16, or sparse features of words, float32.
+        vectors_ND: What to learn from, float32: embeddings as ``EmbeddingFeatures`` gives them, or sparse features of
+            words.
         targets_NC: 1, 0, or -1 where it is not known whether the row has the label; such rows are left out.
         weight_N: Weight of each row, at least 0; a row of weight 0 is left out.
         others: The sets to score: such rows ``(M, D)`` by name.
@@ -101,21 +99,19 @@ def fit_predict(
         jobs: Threads.
         on_label: Called with the number of labels that are done.
         check: Called between labels; what it raises ends the work.
-        keep: Given each label and its model, as ``probabilities`` takes it, from the thread that fitted it. That of
-            embeddings wants them prepared, so it is of no use elsewhere.
+        keep: Given each label and its model, as ``probabilities`` takes it, from the thread that fitted it.
         cluster: Where the trees of a forest grow; None: here.
 
     Returns:
         Probabilities ``(M, C)``, float32, by set.
 
     Raises:
-        ValueError: There is no such baseline, an option is out of its range, lengths differ, a weight is negative or
-            not finite, or so is an embedding.
+        ValueError: There is no such baseline, an option is out of its range, lengths differ, or a weight is negative or
+            not finite.
         InputError: ``k`` is above the rows of a label.
     """
     _check_input(name, vectors_ND, targets_NC, weight_N)
     num_labels = targets_NC.shape[1]
-    vectors_ND, others = prepared(name, vectors_ND, others)
     scores = {key: np.empty((vectors_MD.shape[0], num_labels), np.float32) for key, vectors_MD in others.items()}
 
     if cluster is not None and name == "random_forest":
@@ -167,7 +163,7 @@ def fit_label(
     Args:
         name: One of ``BASELINES``.
         options: What the model is like.
-        vectors_ND: What to learn from, prepared.
+        vectors_ND: What to learn from, as ``fit_predict`` gets it.
         targets_N: 1, 0 or -1.
         weight_N: Weight of each row.
         seed: Decides everything that is drawn.
@@ -199,11 +195,52 @@ def fit_label(
 def probabilities(model: Any, vectors_MD: Matrix) -> FloatArray:  # noqa: ANN401
     """Return the probability of a label ``(M,)`` by its model, or its prior."""
     scores_M = np.full(vectors_MD.shape[0], model if isinstance(model, float) else np.nan, np.float32)
-    if not isinstance(model, float):
-        for start in range(0, len(scores_M), _SCORED_ROWS):
-            part = slice(start, start + _SCORED_ROWS)
-            scores_M[part] = _probabilities_of_words(model, vectors_MD[part])
+    if isinstance(model, float):
+        return scores_M
+    if isinstance(model, MLPClassifier):
+        return _by_layers(model, vectors_MD)
+    if not issparse(vectors_MD):
+        return _by_blocks(lambda rows_BD: model.predict_proba(rows_BD)[:, 1], vectors_MD)
+    for start in range(0, len(scores_M), _SCORED_ROWS):
+        part = slice(start, start + _SCORED_ROWS)
+        scores_M[part] = _probabilities_of_words(model, vectors_MD[part])
     return scores_M
+
+
+def _by_blocks(of_rows: Callable[[FloatArray], Any], rows_MD: FloatArray) -> FloatArray:
+    """Return what a function gives for each row ``(M,)``, of as many rows at a time as ever."""
+    found_M = np.empty(len(rows_MD), np.float32)
+    for start in range(0, len(rows_MD), _DENSE_ROWS):
+        part_MD = rows_MD[start : start + _DENSE_ROWS]
+        rows_BD = np.zeros((_DENSE_ROWS, rows_MD.shape[1]), np.float32)
+        rows_BD[: len(part_MD)] = part_MD
+        found_M[start : start + len(part_MD)] = of_rows(rows_BD)[: len(part_MD)]
+    return found_M
+
+
+def _by_layers(model: MLPClassifier, vectors_MD: Matrix) -> FloatArray:
+    """Return the probability of a label ``(M,)`` by a network with ReLU, as ``predict_proba`` does but for last bits.
+
+    NumPy's products round a row by its place in a block, PyTorch's do not.
+    """
+    import torch
+
+    layers = [(torch.from_numpy(w), torch.from_numpy(b)) for w, b in zip(model.coefs_, model.intercepts_, strict=True)]
+
+    @torch.inference_mode()
+    def rest(hidden_BH: torch.Tensor) -> FloatArray:
+        for weights_HK, bias_K in layers[1:]:
+            hidden_BH = torch.addmm(bias_K, torch.relu(hidden_BH), weights_HK)
+        return torch.sigmoid(hidden_BH[:, 0]).numpy()
+
+    if not issparse(vectors_MD):
+        weights_DH, bias_H = layers[0]
+        return _by_blocks(lambda rows_BD: rest(torch.addmm(bias_H, torch.from_numpy(rows_BD), weights_DH)), vectors_MD)
+    starts = range(0, vectors_MD.shape[0], _SCORED_ROWS)
+    # A sparse matrix is gone through row by row.
+    first = [vectors_MD[start : start + _SCORED_ROWS] @ model.coefs_[0] + model.intercepts_[0] for start in starts]
+    parts = [_by_blocks(lambda rows_BH: rest(torch.from_numpy(rows_BH)), rows_MH) for rows_MH in first]
+    return np.concatenate([np.empty(0, np.float32), *parts])
 
 
 def _probabilities_of_words(model: Any, vectors_MD: Matrix) -> FloatArray:  # noqa: ANN401
@@ -282,39 +319,6 @@ def quiet_threads(threads: int) -> Iterator[ThreadPoolExecutor]:
             yield pool
 
 
-def prepared(name: str, vectors_ND: Any, others: Mapping[str, Any]) -> tuple[Matrix, dict[str, Matrix]]:  # noqa: ANN401
-    """Return embeddings as float32; standardised or in levels, by the rows to learn from, where a model asks for it.
-
-    Features of words stay as they are: their rows are of length 1, and which are 0 is half of what they tell.
-    """
-    if issparse(vectors_ND):
-        return vectors_ND, dict(others)
-    vectors_ND = vectors_ND.astype(np.float32, copy=False)
-    dense = {key: vectors_MD.astype(np.float32, copy=False) for key, vectors_MD in others.items()}
-    if name == "boosting":
-        return _levels(vectors_ND, vectors_ND), {key: _levels(other, vectors_ND) for key, other in dense.items()}
-    if name not in _STANDARDISED:
-        return vectors_ND, dense
-    scaler = StandardScaler().fit(vectors_ND)
-    return scaler.transform(vectors_ND), {
-        key: scaler.transform(vectors_MD) if len(vectors_MD) else vectors_MD for key, vectors_MD in dense.items()
-    }
-
-
-def _levels(vectors_MD: FloatArray, vectors_ND: FloatArray) -> FloatArray:
-    """Return of each value the quantile of the rows to learn from that it lies in, from 0 to 63.
-
-    Boosting does so itself, but for weighted rows it takes minutes, and again for each label.
-    """
-    if not np.isfinite(vectors_ND).all():
-        raise ValueError("an embedding is not finite")
-    shares = np.linspace(0, 1, _LEVELS + 1)[1:-1]
-    levels_MD = np.empty_like(vectors_MD)
-    for dim in range(vectors_ND.shape[1]):
-        levels_MD[:, dim] = np.searchsorted(np.quantile(vectors_ND[:, dim], shares), vectors_MD[:, dim])
-    return levels_MD
-
-
 def _model(name: str, options: BaselineConfig, *, seed: int, jobs: int) -> Any:  # noqa: ANN401
     """Return an unfitted model; one that has no probabilities has margins."""
     found = settled(name, options)
@@ -329,7 +333,7 @@ def _model(name: str, options: BaselineConfig, *, seed: int, jobs: int) -> Any: 
     if name == "boosting":
         # Without a part held out, which would take rows from rare labels.
         return HistGradientBoostingClassifier(
-            max_iter=found["iterations"], max_bins=_LEVELS, early_stopping=False, random_state=seed
+            max_iter=found["iterations"], max_bins=LEVELS, early_stopping=False, random_state=seed
         )
     if name == "knn":
         return NearestTweets(found["k"])

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from scalemine.config import BaselineConfig
 from scalemine.executor import RayJobs
-from scalemine.training.multilabel.baselines import Matrix, fit_label, prepared, quiet_threads
+from scalemine.training.multilabel.baselines import Matrix, fit_label, quiet_threads
 
 NUM_FOLDS = 5
 
@@ -92,7 +92,7 @@ def search(
     tries = points(options.grid)
     f1s: list[list[float]] = [[] for _ in tries]
     if cluster is not None:
-        ready = [_prepared(name, part) for part in parts]
+        ready = list(parts)
         calls = [(place, values) for place in range(len(ready)) for values in range(len(tries))]
         given = [(place, (name, options.model_copy(update=tries[values]), seed, 1)) for place, values in calls]
         found_of_calls = (found for some in cluster.map(_macro_f1_of, ready, given) for found in some)
@@ -105,11 +105,10 @@ def search(
     # The forest shares its trees among threads, the others the points.
     threads = 1 if name == "random_forest" else jobs
     for part in parts:
-        of_fold = _prepared(name, part)
         check()
         with quiet_threads(threads) as pool:
             fits = {
-                pool.submit(_macro_f1, name, options.model_copy(update=values), of_fold, seed, jobs): place
+                pool.submit(_macro_f1, name, options.model_copy(update=values), part, seed, jobs): place
                 for place, values in enumerate(tries)
             }
             try:
@@ -122,11 +121,6 @@ def search(
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
     return _tried(tries, f1s)
-
-
-def _prepared(name: str, part: Part) -> Part:
-    vectors_ND, others = prepared(name, part.learnt[0], {"judged": part.judged[0]})
-    return Part((vectors_ND, *part.learnt[1:]), (others["judged"], part.judged[1]))
 
 
 def _macro_f1_of(part: Part, name: str, options: BaselineConfig, seed: int, jobs: int) -> float | None:

@@ -1,13 +1,14 @@
-"""A classical model on words as one folder: written by training, loaded anywhere.
+"""A classical model, on words or on sentence embeddings, as one folder: written by training, loaded anywhere.
 
     model = load_text_model("work/rescue/runs/NAME/model")
     model.predict(["water rising, need a boat, 77002"])
 
 ``model.json`` says all that is to be known: format, version, labels, model and its settings, normaliser, thresholds and
 calibration by label, nested, training, metrics, versions of the libraries, and the hash of each further file; it is
-written last. ``features.json`` holds the words (see ``word_features``), ``label-N.skops`` the fitted estimator of label
-N, as skops writes it. That is no pickle: arrays, and names of types, of which those alone are made that are expected
-here; no code of a file is run.
+written last. ``features.json`` holds the words (see ``word_features``) or how embeddings are read (see
+``embedding_features``), ``label-N.skops`` the fitted estimator of label N, as skops writes it. That is no pickle:
+arrays, and names of types, of which those alone are made that are expected here; no code of a file is run. An encoder
+is not in the folder: ``model.json`` names it, with the hash of its weights.
 
 Shapes: N texts, C labels.
 """
@@ -15,9 +16,9 @@ Shapes: N texts, C labels.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,15 +28,18 @@ from scalemine.config import BASELINES, InputError
 from scalemine.models import first_line
 from scalemine.store import file_sha256, read_json, write_json, write_whole
 from scalemine.text import normaliser
-from scalemine.training.kept import OTHERS, check_files, model_folder, read_info
-from scalemine.training.multilabel.baselines import NearestTweets, probabilities
+from scalemine.training.kept import OTHERS, check_files, kind_of, model_folder, read_info
+from scalemine.training.multilabel.baselines import Matrix, NearestTweets, probabilities
 from scalemine.training.multilabel.calibration import Calibration, logits_of
+from scalemine.training.multilabel.embedding_features import EmbeddingFeatures, load_text_encoder
 from scalemine.training.multilabel.head import in_order, order
 from scalemine.training.multilabel.label_model import LabelModel
 from scalemine.training.multilabel.word_features import WordFeatures
 
+Features: TypeAlias = WordFeatures | EmbeddingFeatures
+
 FEATURES = "features.json"
-KIND = "words"
+WORDS, EMBEDDINGS = "words", "embeddings"
 # Rises when the meaning of what model.json holds changes.
 FORMAT = 1
 # Beside scikit-learn's public estimators and numpy's arrays, which skops knows: what the models here are made of.
@@ -44,13 +48,14 @@ _TRUSTED = (
     "scipy.sparse._csr.csr_matrix",
     "sklearn.calibration._CalibratedClassifier",
     "sklearn.calibration._SigmoidCalibration",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",  # see _check_trees
     "sklearn.model_selection._split.StratifiedKFold",
     "sklearn.tree._tree.Tree",  # see _check_trees
 )
 # Of what kind a label's estimator may be.
 _ESTIMATORS = frozenset(
     {"RandomForestClassifier", "CalibratedClassifierCV", "BaggingClassifier", "DecisionTreeClassifier"}
-    | {"LogisticRegression", "NearestTweets", "MultinomialNB", "MLPClassifier"}
+    | {"LogisticRegression", "NearestTweets", "MultinomialNB", "MLPClassifier", "HistGradientBoostingClassifier"}
 )
 # Texts whose features are held at a time.
 _TEXTS = 16_384
@@ -100,26 +105,47 @@ def _check_trees(model: Any, path: Path) -> None:  # noqa: ANN401
     Raises:
         InputError: One does.
     """
-    found = [model] if hasattr(model, "tree_") else getattr(model, "estimators_", [])
-    for one in found:
-        tree = one.tree_
-        left_N, right_N, place_N = tree.children_left, tree.children_right, np.arange(tree.node_count)
-        is_leaf_N = left_N == -1
-        inner_2N = np.stack([left_N, right_N])[:, ~is_leaf_N]
-        leads_on = (inner_2N > place_N[~is_leaf_N]).all() and (inner_2N < tree.node_count).all()
-        features_N = tree.feature[~is_leaf_N]
-        if not leads_on or ((features_N < 0) | (features_N >= one.n_features_in_)).any() or not tree.node_count:
+    for tree in _trees(model):
+        inner_N = np.flatnonzero(~tree.is_leaf_N)
+        next_2N = np.stack([tree.left_N, tree.right_N])[:, inner_N].astype(np.int64)
+        features_N = tree.feature_N[inner_N]
+        leads_on = (next_2N > inner_N).all() and (next_2N < len(tree.left_N)).all()
+        if not leads_on or ((features_N < 0) | (features_N >= tree.width)).any() or not len(tree.left_N):
             raise InputError(f"{path}: a tree leads to a node or a feature that is not there")
 
 
-def write_text_model(
-    folder: Path, info: Mapping[str, Any], features: WordFeatures, priors: Mapping[int, float]
-) -> None:
+class _Tree(NamedTuple):
+    """Where the nodes of a tree lead, and which of ``width`` features they look at."""
+
+    is_leaf_N: NDArray[np.bool_]
+    left_N: NDArray[Any]
+    right_N: NDArray[Any]
+    feature_N: NDArray[Any]
+    width: int
+
+
+def _trees(model: Any) -> Iterator[_Tree]:  # noqa: ANN401
+    for one in [model] if hasattr(model, "tree_") else getattr(model, "estimators_", []):
+        tree = one.tree_
+        left_N = tree.children_left
+        yield _Tree(left_N == -1, left_N, tree.children_right, tree.feature, one.n_features_in_)
+    for one in (one for of_step in getattr(model, "_predictors", []) for one in of_step):
+        nodes_N = one.nodes
+        if nodes_N["is_categorical"].any():
+            raise AttributeError("a tree of categories, and embeddings have none")
+        yield _Tree(
+            nodes_N["is_leaf"].astype(bool), nodes_N["left"], nodes_N["right"], nodes_N["feature_idx"],
+            model.n_features_in_,
+        )  # fmt: skip
+
+
+def write_text_model(folder: Path, info: Mapping[str, Any], features: Features, priors: Mapping[int, float]) -> None:
     """Write what belongs to the estimators, which are there already; ``model.json`` comes last.
 
     Args:
         folder: Where.
-        info: What ``model.json`` is to hold; format, kind, models and hashes are put in here.
+        info: What ``model.json`` is to hold; format, kind, models and hashes are put in here. ``encoder`` is there for
+            a model on embeddings.
         features: What the estimators read.
         priors: The labels that have no estimator, by place, and their probability.
     """
@@ -130,21 +156,22 @@ def write_text_model(
     ]
     names = [FEATURES, *(one["file"] for one in models if "file" in one)]
     hashes = {name: file_sha256(folder / name) for name in names}
-    write_json(folder / OTHERS, {"format": FORMAT, "kind": KIND} | dict(info) | {"models": models, "sha256": hashes})
+    kind = WORDS if isinstance(features, WordFeatures) else EMBEDDINGS
+    write_json(folder / OTHERS, {"format": FORMAT, "kind": kind} | dict(info) | {"models": models, "sha256": hashes})
 
 
 class TextModel(LabelModel):
-    """A trained model on words; made by ``load_text_model``.
+    """A trained classical model; made by ``load_text_model``.
 
     Args:
         info: What ``model.json`` holds.
-        features: What the models read.
+        read: Gives the features that the models read of texts that are normalised.
         models: Of each label, the estimator or a probability.
     """
 
-    def __init__(self, info: dict[str, Any], features: WordFeatures, models: Sequence[Any]) -> None:
+    def __init__(self, info: dict[str, Any], read: Callable[[Sequence[str]], Matrix], models: Sequence[Any]) -> None:
         self.info = info
-        self._features = features
+        self._read = read
         self._models = models
         self._normalise = normaliser(info["normaliser"])
         pairs = [info["calibration"][label] for label in self.labels]
@@ -158,35 +185,44 @@ class TextModel(LabelModel):
     def scores_of_normalised(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return the probabilities ``(N, C)`` of texts that are normalised; see ``LabelModel``."""
         scores_NC = np.empty((len(texts), len(self.labels)), np.float32)
-        with threadpool_limits(1):  # sums over a varying number of threads round differently
-            for start in range(0, len(texts), _TEXTS):
-                part = slice(start, start + _TEXTS)
-                vectors_ND = self._features.transform(texts[part])
+        for start in range(0, len(texts), _TEXTS):
+            part = slice(start, start + _TEXTS)
+            vectors_ND = self._read(texts[part])
+            with threadpool_limits(1):  # sums over a varying number of threads round differently
                 for label, model in enumerate(self._models):
                     scores_NC[part, label] = probabilities(model, vectors_ND)
         return in_order(self._calibration.apply(logits_of(scores_NC)), self._nesting)
 
 
-def load_text_model(folder: str | Path) -> TextModel:
-    """Load a model on words from its folder, or from the folder of the run that wrote it.
+def load_text_model(folder: str | Path, *, device: str = "auto") -> TextModel:
+    """Load a classical model from its folder, or from the folder of the run that wrote it.
+
+    Args:
+        folder: The folder.
+        device: Of the encoder, where there is one.
 
     Raises:
-        InputError: There is none, it is damaged, or a file holds what does not belong there.
+        InputError: There is none, it is damaged, a file holds what does not belong there, or the encoder is not here.
     """
     path = model_folder(folder)
-    info = read_info(path, KIND, FORMAT, _check_info)
+    kind = EMBEDDINGS if kind_of(path) == EMBEDDINGS else WORDS
+    info = read_info(path, kind, FORMAT, _check_info)
     check_files(path, info["sha256"])
     models = [
         float(one["probability"]) if "probability" in one else read_estimator(path / one["file"])
         for one in info["models"]
     ]
     try:
-        features = WordFeatures.from_json(read_json(path / FEATURES))
-        width = len(features.terms) + bool(features.phrases)
+        values = read_json(path / FEATURES)
+        features = WordFeatures.from_json(values) if kind == WORDS else EmbeddingFeatures.from_json(values)
+        width = features.width
         for one in models:
             if not isinstance(one, float) and _width(one) != width:
                 raise ValueError(f"an estimator reads {_width(one)} features, and {FEATURES} has {width}")
-        return TextModel(info, features, models)
+        if isinstance(features, WordFeatures):
+            return TextModel(info, features.transform, models)
+        encode, prepare = load_text_encoder(info["encoder"], str(path), device=device), features.transform
+        return TextModel(info, lambda texts: prepare(encode(texts)), models)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: damaged: {first_line(error)}") from None
 

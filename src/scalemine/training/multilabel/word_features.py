@@ -82,6 +82,11 @@ class WordFeatures:
         return cls(tuple(terms), tuple(texts_with_F[kept].tolist()), len(texts), ngrams, tuple(phrases))
 
     @property
+    def width(self) -> int:
+        """How many features there are."""
+        return len(self.terms) + bool(self.phrases)
+
+    @property
     def idf(self) -> NDArray[np.float64]:
         """How much a term counts ``(F,)``: the fewer texts hold it, the more."""
         return np.log((1 + self.num_texts) / (1 + np.array(self.texts_with))) + 1
@@ -93,7 +98,7 @@ class WordFeatures:
     def transform(self, texts: Sequence[str]) -> csr_matrix:
         """Return the features ``(N, F)`` of texts that are normalised, float32."""
         if not len(texts):
-            return csr_matrix((0, len(self.terms) + bool(self.phrases)), dtype=np.float32)
+            return csr_matrix((0, self.width), dtype=np.float32)
         counts_NF = csr_matrix(self._counter.transform(texts), dtype=np.float64)
         counts_NF.data *= self.idf[counts_NF.indices]
         features_NF = normalize(counts_NF, copy=False)
