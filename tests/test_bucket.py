@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -163,6 +164,25 @@ def test_a_failed_upload_leaves_no_file_and_says_so_in_one_line(s3: Store) -> No
     assert read_json(path) == [1]
     assert [one.name for one in path.parent.iterdir()] == ["a.json"]
     assert "not-to-be-told" not in str(caught.value)
+
+
+def test_a_disk_that_is_full_is_not_tried_again(s3: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = opened() / "embeddings" / "00000.arrow"
+    write_arrow(path, pa.table({"a": [1]}))
+    elsewhere()
+    tries = []
+
+    def full(*_: Any) -> None:
+        tries.append(1)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bucket, "_object", full)
+        with pytest.raises(OSError, match="No space left") as caught:
+            read_arrow(path)
+    assert not isinstance(caught.value, BucketError)
+    assert len(tries) == 1
+    assert read_arrow(path) == pa.table({"a": [1]})
 
 
 def test_what_is_removed_goes_from_both_manifests_first(s3: Store) -> None:

@@ -1155,6 +1155,17 @@ def test_submit_shows_what_it_would_send(call: Any, write_config: Any, tmp_path:
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.parametrize("command", ["train", "sweep", "rounds"])
+def test_training_on_the_nodes_of_a_cluster_out_of_a_bucket_is_refused(
+    command: str, call: Any, write_config: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scalemine.bucket.is_mirrored", lambda _: True)
+    cluster = ("--set", "compute.executor=ray", "--set", "compute.address=10.0.0.1:6379")
+    ended = call(command, write_config(), *cluster, "--set", "train.train_set=random")
+    assert ended.code == 2
+    assert "wants a disk that they share, not a bucket" in ended.refusal
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

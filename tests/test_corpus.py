@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -12,6 +13,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -493,6 +495,29 @@ def test_a_killed_import_goes_on(tmp_path, moment, num_read_again):
     assert num_read == num_read_again
     assert not num_read or kept == staged
     assert digests(corpus) == digests(import_corpus(config, tmp_path / "undisturbed"))
+
+
+@pytest.mark.parametrize(
+    ("error", "is_full"),
+    [
+        (duckdb.IOException('Could not write file "x.duckdb": No space left on device'), True),
+        (duckdb.OutOfMemoryException("failed to offload data block of size 256.0 KiB"), True),
+        (duckdb.IOException("Could not read from file: Input/output error"), False),
+    ],
+)
+def test_a_disk_that_the_database_fills_is_said_and_the_next_call_goes_on(tmp_path, monkeypatch, error, is_full):
+    (tmp_path / "in.jsonl").write_bytes(as_jsonl([{"id": i, "text": f"text {i}"} for i in range(20)]))
+    config = CorpusConfig(uri=str(tmp_path / "in.jsonl"))
+
+    def fail(_):
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr("scalemine.corpus._find_repeats", fail)
+        with pytest.raises(OSError if is_full else duckdb.IOException) as caught:
+            import_corpus(config, tmp_path / "out")
+    assert (getattr(caught.value, "errno", None) == errno.ENOSPC) == is_full
+    assert import_corpus(config, tmp_path / "out").num_rows == 20
 
 
 # Input that is refused

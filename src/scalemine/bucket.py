@@ -13,6 +13,7 @@ Names that begin with a dot stay in the mirror.
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import logging
@@ -125,6 +126,8 @@ def _tried(what: str, place: _Place, action: Callable[[], ResultT]) -> ResultT:
         try:
             return action()
         except (OSError, pa.ArrowException) as error:
+            if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+                raise  # this machine's disk is full: trying again makes no room
             said = " ".join(str(error).split())[:300]
             if attempt + 1 < TRIES:
                 logger.warning("%s: %s failed and is tried again (%s)", place.uri, what, said)

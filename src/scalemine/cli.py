@@ -342,7 +342,7 @@ def rounds(
         print_rounds(Console(), run_rounds(run, number))
         print(f"training sets of the rounds: {run.workdir.rounds}; models: {run.workdir.runs}")
 
-    _run(config, overrides, executor, False, redo, check_mine, action)
+    _run(config, overrides, executor, False, redo, check_mine, action, trains=True)
 
 
 @app.command()
@@ -1090,9 +1090,13 @@ def _run(
     check: Callable[[Config], None],
     action: Callable[[Run], None],
     needs: Sequence[str] | None = None,
+    *,
+    trains: bool = False,
 ) -> None:
     """Load the configuration, take the workdir, start the executor, and do it; or only say what would be done."""
     config = _load(path, overrides, executor, needs)
+    if trains:
+        _refuse_nodes(config)
     if dry_run:
         _print_plan(config, check, redo)
         return

@@ -14,9 +14,12 @@ last shards are smaller than the others, so that workers that share a corpus end
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import itertools
 import logging
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -102,8 +105,9 @@ class Corpus:
         Raises:
             InputError: The file is damaged.
         """
+        here = bucket.local(shard.path)
         try:
-            with pq.ParquetFile(bucket.local(shard.path), page_checksum_verification=True) as file:
+            with pq.ParquetFile(here, page_checksum_verification=True) as file:
                 table = file.read(columns=None if columns is None else list(columns))
             wanted = self.columns if columns is None else columns
             if table.num_rows != shard.num_rows or set(table.column_names) != set(wanted):
@@ -276,7 +280,7 @@ def _import(config: CorpusConfig, stage: Stage, sources: Sequence[Source], on_ro
     tallies = []
     for index, (source, path) in enumerate(zip(sources, paths, strict=True)):
         tallies.append(_stage_source(config, staging, source, path, index << _SEQ_BITS, on_rows))
-    with _open_database(staging.folder, paths) as database:
+    with _full_disk_said(staging.folder), _open_database(staging.folder, paths) as database:
         _find_repeats(database)
         counts = _add_up(database, [source.name for source in sources], tallies)
         _write_rejects(database, [source.name for source in sources], stage.file(_REJECTS_FILE))
@@ -336,6 +340,18 @@ def _staging_rows(chunk: Sequence[Record | Reject], first_seq: int, schema: pa.S
 
 
 # Pass 2: what was there before
+
+
+@contextlib.contextmanager
+def _full_disk_said(folder: Path) -> Iterator[None]:
+    """Say in one line that the database has no room below a folder."""
+    try:
+        yield
+    except (duckdb.IOException, duckdb.OutOfMemoryException) as error:
+        # What does not fit into its share of memory goes to the disk; if it cannot, the one is full or the other.
+        if not any(words in str(error) for words in ("No space left", "quota exceeded", "failed to offload")):
+            raise
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
 
 
 def _open_database(staging: Path, paths: Sequence[Path]) -> duckdb.DuckDBPyConnection:

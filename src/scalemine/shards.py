@@ -105,8 +105,9 @@ def read_arrow(path: Path) -> pa.Table:
     Raises:
         InputError: The file is damaged; of its values, which have no checksum, that is not seen.
     """
+    here = bucket.local(path)
     try:
-        table = pa.ipc.open_file(pa.memory_map(str(bucket.local(path)))).read_all()
+        table = pa.ipc.open_file(pa.memory_map(str(here))).read_all()
         table.validate()
     except (OSError, ValueError, pa.ArrowException) as error:
         said = " ".join(str(error).split())[:120]

@@ -236,8 +236,9 @@ def test_time_left_is_by_the_runs_that_are_finished(tmp_path: Path) -> None:
     for run, seconds in (("a-0-7", 60.0), ("a-1-7", 90.0), ("b-0-7", 6000.0)):
         sweep.finish(run, 0.5, seconds)
     found = sweep.read()
-    assert found.seconds_left == 90.0 * 3 / 2
-    assert found.line().endswith(", about 2 min 15 s left")
+    # That of b as the other one of b, both of c as is usual.
+    assert found.seconds_left == (6000.0 + 2 * 90.0) / 2
+    assert found.line().endswith(", about 51 min 30 s left")
     sweep.progress("stopped")
     assert "left" not in sweep.read().line()
 

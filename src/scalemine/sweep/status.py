@@ -7,7 +7,7 @@ import math
 import socket
 import statistics
 import time
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -142,10 +142,24 @@ class StatusReader:
         if state != "finished":  # a search that proposes one trial twice makes fewer
             unfinished += (plan.num_trials - len(trials)) * plan.runs_per_trial
         waiting = unfinished - sum(len(one.running) for one in trials)
-        seconds = [seconds for _, _, seconds in self._results.values() if not math.isnan(seconds)]
-        left = statistics.median(seconds) * unfinished / plan.concurrency if seconds else None
+        left = self._seconds_left(trials, unfinished)
         where = f"process {progress.pid} on {progress.host}"
-        return SweepStatus(plan, state, where, trials, waiting, failed, left)
+        return SweepStatus(
+            plan, state, where, trials, waiting, failed, None if left is None else left / plan.concurrency
+        )
+
+    def _seconds_left(self, trials: Sequence[TrialStatus], unfinished: int) -> float | None:
+        """Return how long the unfinished runs take one after the other: as those of their trial, or else as all."""
+        seconds = {run: of for run, (_, _, of) in self._results.items() if not math.isnan(of)}
+        if not seconds:
+            return None
+        left, of_all = 0.0, statistics.median(seconds.values())
+        for one in trials:
+            own = [seconds[run.run] for run in one.trial.runs if run.run in seconds]
+            missing = one.wanted - one.done - one.failed
+            left += (statistics.median(own) if own else of_all) * missing
+            unfinished -= missing
+        return left + of_all * unfinished
 
     def _progress(self) -> Progress:
         path = self._folder / PROGRESS
