@@ -260,6 +260,15 @@ def test_tables_in_the_shape_of_the_paper(arms):
     assert matrix_tables(arms) == []
 
 
+def test_epochs_stand_in_tables_of_what_has_any(arms):
+    assert "Epochs run" in [column.heading for column in trials_table(arms).columns]
+    none = {key: {"mean": 0.0, "sd": 0.0, "n": 4} for key in ("best_epoch", "epochs")}
+    classical = arms | {"trials": [trial | none for trial in arms["trials"]]}
+    for table in (trials_table(classical), sets_table(classical)):
+        assert not any("poch" in column.heading for column in table.columns)
+        assert {len(row) for row in table.rows} == {len(table.columns)}
+
+
 def test_differences_have_intervals_and_a_star_where_there_is_evidence(arms):
     found = {(one["trial"], one["measure"]): one for one in arms["contrasts"] if one["test_set"] == "test_random_plus"}
     table = contrasts_table(arms, "test_random_plus")

@@ -240,15 +240,14 @@ def main_set(comparison: Json) -> str | None:
 
 
 def trials_table(comparison: Json) -> Table:
-    """Return one row per trial: how far it came, the sweep's metric, epochs and time."""
-    times = _metric_scale(comparison)
+    """Return one row per trial: how far it came, the sweep's metric, epochs where there are any, and time."""
+    times, has_epochs = _metric_scale(comparison), _has_epochs(comparison)
     columns = (
         Column("Trial", "trial", numeric=False),
         Column("Compared with", "against", numeric=False),
         Column("Finished runs", "runs"),
         Column(f"{plain_name(comparison['metric'])}{', %' if times == 100 else ''}", "metric"),
-        Column("Epoch chosen", "epoch"),
-        Column("Epochs run", "epochs"),
+        *((Column("Epoch chosen", "epoch"), Column("Epochs run", "epochs")) if has_epochs else ()),
         Column("Time of a run", "time"),
     )
     names = labels(comparison)
@@ -258,8 +257,7 @@ def trials_table(comparison: Json) -> Table:
             Cell(names[trial["base"]] if trial["base"] else "(base)"),
             Cell(_runs(trial)),
             Cell(_mean(trial["metric"], times=times, digits=2)),
-            Cell(_mean(trial["best_epoch"], times=1)),
-            Cell(_mean(trial["epochs"], times=1)),
+            *(Cell(_mean(trial[key], times=1)) for key in ("best_epoch", "epochs") if has_epochs),
             Cell(duration(trial["seconds"]["mean"]) if trial["seconds"] else MISSING),
         )
         for trial in comparison["trials"]
@@ -268,16 +266,22 @@ def trials_table(comparison: Json) -> Table:
     return Table(f"Trials of {plain_name(comparison['sweep'])}; of the metric {better}", columns, rows)
 
 
+def _has_epochs(comparison: Json) -> bool:
+    """Return whether some trial was trained step by step."""
+    return any(trial["epochs"] and trial["epochs"]["mean"] for trial in comparison["trials"])
+
+
 def sets_table(comparison: Json) -> Table | None:
-    """Return F1 of each trial on each test set, and the epochs: table 4 of the paper."""
-    sets = [one["name"] for one in comparison["test_sets"]]
-    columns = (Column("Trial", "trial", numeric=False), *map(_of_set, sets), Column("Epoch chosen", "epoch"))
+    """Return F1 of each trial on each test set, and the epochs if there are any: table 4 of the paper."""
+    sets, has_epochs = [one["name"] for one in comparison["test_sets"]], _has_epochs(comparison)
+    epoch = (Column("Epoch chosen", "epoch"),) if has_epochs else ()
+    columns = (Column("Trial", "trial", numeric=False), *map(_of_set, sets), *epoch)
     names = labels(comparison)
     rows = tuple(
         (
             Cell(names[trial["name"]]),
             *(Cell(_mean(trial["scores"].get(key, {}).get("f1"))) for key in sets),
-            Cell(_mean(trial["best_epoch"], times=1)),
+            *(Cell(_mean(trial["best_epoch"], times=1)) for _ in epoch),
         )
         for trial in comparison["trials"]
         if trial["num_runs"]
