@@ -80,10 +80,12 @@ def write_classifier_run(
     (folder / "predictions").mkdir(parents=True, exist_ok=True)
     metrics = {}
     for key, (ids, targets_NC, scores_NC) in sets.items():
+        negative_N = np.all(targets_NC < 0, axis=1)
         metrics[key] = score_labels(
-            targets_NC, scores_NC, labels, prior_C=[0.5] * len(labels), thresholds_C=thresholds, num_bootstrap=0
-        )
-        columns = {"id": pa.array(ids)} | {
+            targets_NC, scores_NC, labels, prior_C=[0.5] * len(labels), thresholds_C=thresholds, negative_N=negative_N,
+            num_bootstrap=0,
+        )  # fmt: skip
+        columns = {"id": pa.array(ids), "is_negative": pa.array(negative_N)} | {
             column: pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), len(labels))
             for column, values in (("targets", targets_NC), ("scores", scores_NC))
         }

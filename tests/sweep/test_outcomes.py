@@ -131,7 +131,8 @@ def test_thresholds_are_found_by_the_name_of_the_label(tmp_path):
         )
         for name in ("targets", "scores")
     }
-    pq.write_table(pa.table({"id": table["id"], **turned}).replace_schema_metadata({"labels": "wind\nrain"}), path)
+    kept = {name: table[name] for name in ("id", "is_negative")}
+    pq.write_table(pa.table(kept | turned).replace_schema_metadata({"labels": "wind\nrain"}), path)
     write_plan(tmp_path, [planned("a", [(None, 1, "a")], {})])
     found = read_findings(only_run(tmp_path), "test_x")
     assert found.counts.counts_N3.tolist() == [[1, 1, 1]]

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from scalemine.config import InputError
 from scalemine.store import Json, Workdir
 from scalemine.sweep.plan import Plan, PlannedTrial, read_plan
 from scalemine.training.comparison import Alarms, Counts
@@ -177,12 +178,14 @@ def _spans(tags: pa.ChunkedArray) -> dict[int, frozenset[Any]]:
 
 def _of_classifier(path: Path, thresholds: Mapping[str, float], known: dict[Ids, Ids]) -> Findings:
     labels, targets_NC, scores_NC = read_predictions(path)
-    ids = _ids(pq.read_table(path, columns=["id"])["id"], known)
+    table = pq.read_table(path)
+    if "is_negative" not in table.column_names:
+        raise InputError(f"{path}: written by an older version; train the run again (scalemine sweep … --redo)")
+    ids = _ids(table["id"], known)
     given_NC: NDArray[np.bool_] = scores_NC >= np.array([thresholds[label] for label in labels])
     gold_NC, predicted_NC = targets_NC == 1, given_NC & (targets_NC >= 0)
     counts = (np.count_nonzero(mask_NC, axis=1) for mask_NC in (gold_NC & predicted_NC, predicted_NC, gold_NC))
-    # As in the scores: a negative is a tweet without a known label.
-    negative_N, alarm_N = np.all(targets_NC < 0, axis=1), np.any(given_NC, axis=1)
+    negative_N, alarm_N = table["is_negative"].to_numpy(), np.any(given_NC, axis=1)
     return Findings(Counts(ids, np.stack(list(counts), axis=1)), _alarms(ids, alarm_N, {ALL_NEGATIVES: negative_N}))
 
 

@@ -123,6 +123,7 @@ def evaluate_classifier(model: str, uris: Sequence[str], *, num_bootstrap: int) 
                 targets_NC, classifier.scores([text or "" for text in examples.column("text")]), labels,
                 prior_C=[priors[label] for label in labels],
                 thresholds_C=[classifier.thresholds[label] for label in labels],
+                negative_N=examples.negative(every),
                 groups={name: examples.values(name, every) for name in reading.groups if name in examples.columns},
                 num_bootstrap=num_bootstrap, seed=classifier.info["training"]["seed"],
             )  # fmt: skip

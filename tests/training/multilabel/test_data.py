@@ -222,6 +222,20 @@ def test_what_was_read_is_said(files):
     ]
 
 
+def test_false_alarms_are_of_negatives_and_not_of_tweets_of_which_nothing_is_known(files, tmp_path):
+    labels = {"categories": ["labels"], "names": ["far"], "unknown_values": ["?"]}
+    told = [["far"], ["none"], ["?"], [], []]
+    write(files / "dev.parquet", [one[0] if one else "" for one in told], is_negative=[False] * 3 + [True] * 2)
+    write(files / "train.parquet", ["far", "none", "?"] * 8)
+    made = config(files, labels, dev_uri=str(files / "dev.parquet"), test_uris={})
+    chosen = LabelSets(made, read(made), split(list(range(24))))
+    scores_NC = np.array([[0.9], [0.1], [0.9], [0.9], [0.1]], np.float32)
+    found = chosen.score("dev", scores_NC, np.array([0.5]))
+    assert found["false_alarms"] == {"num_tweets": 2, "num_with_alarm": 1, "per_1000": 500.0}
+    chosen.write_predictions("dev", scores_NC, tmp_path / "dev.parquet")
+    assert pq.read_table(tmp_path / "dev.parquet")["is_negative"].to_pylist() == [False] * 3 + [True] * 2
+
+
 def test_thresholds_know_of_negatives(files):
     """Without them all scores are of tweets that bear a label, and any threshold will do."""
     labels = [["far"]] * 60 + [[]] * 40

@@ -195,6 +195,7 @@ def test_mined_negatives_are_unknown_and_keep_their_weight(tmp_path):
     assert found.targets_of().tolist() == [[1], [-1], [1]]
     assert found.weights_of().tolist() == [1.0, 0.25, 1.0]
     assert list(found.rows().is_negative) == [False, True, False]
+    assert found.negative([2, 1, 0]).tolist() == [False, True, False]
     assert list(found.rows().strata) == [["fear"], [], ["fear"]]
 
 

@@ -272,15 +272,17 @@ class LabelSets:
         groups = {one: examples.values(one, rows) for one in self.config.labels.groups if one in examples.columns}
         return score_labels(
             examples.targets_of(rows), scores_NC, self.labels, prior_C=self.priors, thresholds_C=thresholds_C,
-            groups=groups, num_bootstrap=self.config.train.bootstrap, seed=self.config.seed,
+            negative_N=examples.negative(rows), groups=groups, num_bootstrap=self.config.train.bootstrap,
+            seed=self.config.seed,
         )  # fmt: skip
 
     def write_predictions(self, name: str, scores_NC: Floats, path: Path) -> None:
-        """Write the probabilities of a set: id, target and score of each label, in its order."""
+        """Write the probabilities of a set: id, whether it is a negative, target and score of each label, in order."""
         examples, rows = self.of(name)
         width = len(self.labels)
         columns = {
             "id": pa.array(examples.ids_of(rows.tolist())),
+            "is_negative": pa.array(examples.negative(rows)),
             "targets": pa.FixedSizeListArray.from_arrays(pa.array(examples.targets_of(rows).reshape(-1)), width),
             "scores": pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(scores_NC).reshape(-1)), width),
         }

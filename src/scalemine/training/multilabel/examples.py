@@ -175,6 +175,12 @@ class Examples:
                 found[place] = value
         return found
 
+    def negative(self, rows: Sequence[int] | NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which of some tweets are mined or random negatives ``(B,)``."""
+        if IS_NEGATIVE not in self.corpus.columns:
+            return np.zeros(len(rows), np.bool_)
+        return np.array([(value or "").strip().lower() in _TRUE for value in self.values(IS_NEGATIVE, rows)], np.bool_)
+
     def rows(self, rows: NDArray[np.int64] | None = None) -> Rows:
         """Return some tweets, or all, as folds are made of them; folds are alike in each label."""
         every = np.arange(self.num_rows) if rows is None else rows

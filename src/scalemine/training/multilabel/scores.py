@@ -60,6 +60,7 @@ def score_labels(
     *,
     prior_C: Sequence[float] | NDArray[Any],
     thresholds_C: Sequence[float] | NDArray[Any] | None = None,
+    negative_N: NDArray[np.bool_] | None = None,
     groups: Mapping[str, Sequence[str | None]] = {},  # noqa: B006 - a mapping is not written to
     num_bootstrap: int = 1_000,
     seed: int = 0,
@@ -72,6 +73,7 @@ def score_labels(
         labels: Their names.
         prior_C: Share of positives of each label in the rows of training.
         thresholds_C: A score as high or higher is a yes; 0.5 if None.
+        negative_N: Which tweets are mined or random negatives, on which any label is a false alarm; None: none is.
         groups: For each column, such as the language, its value per tweet; scored value by value.
         num_bootstrap: Rounds of the bootstrap over tweets; ``bootstrap_rounds`` are made, fewer where there are many
             entries. Without any there are no ``intervals``, and the verdict relies on an approximation.
@@ -85,6 +87,8 @@ def score_labels(
     prior_C = np.asarray(prior_C, np.float64)
     thresholds_C = np.full(len(labels), 0.5) if thresholds_C is None else np.asarray(thresholds_C, np.float64)
     _check(targets_NC, scores_NC, labels, prior_C, thresholds_C, groups, num_bootstrap)
+    if negative_N is not None and negative_N.shape != (len(targets_NC),):
+        raise ValueError(f"negative_N of shape {negative_N.shape} for {len(targets_NC)} tweets")
     num_rows = len(targets_NC)
     ranking_C = _rank_labels(targets_NC, scores_NC)
     merged = _merge(ranking_C)
@@ -101,7 +105,7 @@ def score_labels(
         **_decisions(targets_NC, scores_NC, thresholds_C, counts_C3),
         "ece": _mean([one["ece"] for one in per_label.values()]),
         "brier": _mean([one["brier"] for one in per_label.values()]),
-        "false_alarms": _false_alarms(targets_NC, scores_NC, thresholds_C),
+        "false_alarms": _false_alarms(negative_N, scores_NC, thresholds_C),
         "prior": _score_prior(targets_NC, ranking_C, prior_C),
         "per_label": per_label,
         "groups": {name: _score_groups(targets_NC, scores_NC, thresholds_C, values) for name, values in groups.items()},
@@ -397,9 +401,11 @@ def _decisions(
     }
 
 
-def _false_alarms(targets_NC: NDArray[Any], scores_NC: NDArray[Any], thresholds_C: Floats) -> dict[str, Any]:
-    """Return how many tweets without a known label there are, and how many of them are given any label."""
-    negative_N = (targets_NC < 0).all(axis=1)
+def _false_alarms(
+    negative_N: NDArray[np.bool_] | None, scores_NC: NDArray[Any], thresholds_C: Floats
+) -> dict[str, Any]:
+    """Return how many negatives there are, and how many of them are given any label."""
+    negative_N = np.zeros(len(scores_NC), np.bool_) if negative_N is None else negative_N
     num_tweets = int(np.count_nonzero(negative_N))
     num_with_alarm = int(np.count_nonzero((scores_NC[negative_N] >= thresholds_C).any(axis=1)))
     per_1000 = 1_000 * num_with_alarm / num_tweets if num_tweets else None
