@@ -772,6 +772,26 @@ def test_a_model_on_words_is_trained_kept_and_evaluated(call: Any, labelled: Pat
     assert "features.json: not the file that was written" in call("evaluate", run, tmp_path / "test.parquet").refusal
 
 
+def test_a_model_on_embeddings_is_trained_evaluated_and_watches(
+    call: Any, labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = call("train", labelled, "--set", "train.model=logistic_regression")
+    assert trained.code == 0, trained.err
+    run = tmp_path / "work" / "runs" / "quick"
+    scored = call("evaluate", run, tmp_path / "test.parquet", "--json", "--bootstrap", 10)
+    assert scored.code == 0, scored.err
+    [scores] = json.loads(scored.out).values()
+    kept = read_json(run / "result.json")["metrics"]["test"]
+    assert (scores["roc_auc"], scores["accuracy"]) == (kept["roc_auc"], kept["accuracy"])
+    [row] = pq.read_table(run / "predictions" / "test.parquet").slice(2, 1).to_pylist()
+    texts = {one["id"]: one["text"] for one in pq.read_table(tmp_path / "test.parquet").to_pylist()}
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.jsonl").write_text(json.dumps({"id": row["id"], "text": texts[row["id"]]}) + "\n")
+    watched = call("watch", run, tmp_path / "in", "--once")
+    assert watched.code == 0, watched.err
+    assert list(json.loads(watched.out)["probabilities"].values()) == pytest.approx(row["scores"], abs=1e-6)
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

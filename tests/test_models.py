@@ -283,8 +283,13 @@ def test_settings_change_with_what_decides(tmp_path):
 @pytest.mark.parametrize(
     ("modules", "expected"),
     [
-        ('[{"path": "../other"}]', "which is not in the model's folder"),
-        ('[{"path": "/etc"}]', "which is not in the model's folder"),
+        (
+            '[{"path": "../other", "type": "sentence_transformers.models.Pooling"}]',
+            "which is not in the model's folder",
+        ),
+        ('[{"path": "/etc", "type": "sentence_transformers.models.Pooling"}]', "which is not in the model's folder"),
+        ('[{"path": "", "type": "evil.Thing"}]', "names evil.Thing, code that comes with the model; it is not run"),
+        ('[{"path": ""}]', "damaged"),
         ('[{"path": 1}]', "damaged"),
         ("[{}]", "damaged"),
         ("{", "damaged"),

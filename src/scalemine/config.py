@@ -493,7 +493,7 @@ class BaselineConfig(Section):
     """
 
     features: Literal["embeddings", "tfidf", "tfidf+lexicon"] = Field(
-        "embeddings", description="of the encoder; or of words, as train.normaliser leaves them: such models are kept"
+        "embeddings", description="of the encoder; or of words, as train.normaliser leaves them"
     )
     ngrams: tuple[Annotated[StrictInt, Field(ge=1, le=5)], Annotated[StrictInt, Field(ge=1, le=5)]] = Field(
         (1, 1), description="shortest and longest sequence of words that is a feature"

@@ -51,16 +51,17 @@ def quieten_libraries() -> None:
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)
 
 
-def find_model(name: str, revision: str | None = None, *, key: str = "encoder.model") -> Path:
+def find_model(name: str, revision: str | None = None, *, key: str = "encoder.model", downloads: bool = True) -> Path:
     """Return the folder of a model.
 
     Args:
         name: Hub id, folder, or package:NAME.
         revision: Commit of a hub model.
         key: The configuration key that named it, for messages.
+        downloads: Whether a hub model that is not in the cache is fetched.
 
     Raises:
-        InputError: There is none, or its weights are not safetensors.
+        InputError: There is none, its weights are not safetensors, or it wants code of its own.
     """
     if name.startswith(PACKAGE_PREFIX):
         folder = _package_folder(name.removeprefix(PACKAGE_PREFIX), key)
@@ -69,8 +70,8 @@ def find_model(name: str, revision: str | None = None, *, key: str = "encoder.mo
     elif is_path(name):
         raise InputError(f"{key}: no such folder: {name} (expected a hub id, a folder or package:NAME)")
     else:
-        folder = _hub_folder(name, revision, key)
-    _refuse_pickles(folder, name, key)
+        folder = _hub_folder(name, revision, key, downloads)
+    _refuse_code(folder, name, key)
     return folder
 
 
@@ -145,13 +146,15 @@ def _unpack(pieces: list[Path], folder: Path, key: str) -> None:
         roots[0].parent.replace(folder)
 
 
-def _hub_folder(name: str, revision: str | None, key: str) -> Path:
+def _hub_folder(name: str, revision: str | None, key: str, downloads: bool) -> Path:
     """Return the folder of a hub model, fetching what is not in the cache; never a file that could be a pickle."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=MODEL_FILES))
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=MODEL_FILES, local_files_only=not downloads)
+        )
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         raise InputError(
             f"{key}: {name!r} is no folder here and the hub does not give it ({first_line(error)}); "
@@ -159,14 +162,18 @@ def _hub_folder(name: str, revision: str | None, key: str) -> Path:
         ) from None
 
 
-def _refuse_pickles(folder: Path, name: str, key: str) -> None:
+def _refuse_code(folder: Path, name: str, key: str) -> None:
+    """Refuse pickles, and modules that are not the libraries' own."""
     modules = folder / "modules.json"
     parts = [folder]
     if modules.exists():
         try:
-            parts = [folder / module["path"] for module in json.loads(modules.read_text(encoding="utf-8"))]
+            listed = json.loads(modules.read_text(encoding="utf-8"))
+            parts, types = [folder / module["path"] for module in listed], [str(module["type"]) for module in listed]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{key}: {modules}: damaged ({first_line(error)}); get the model again") from None
+        if foreign := [one for one in types if not one.startswith("sentence_transformers.")]:
+            raise InputError(f"{key}: {modules} names {foreign[0]}, code that comes with the model; it is not run")
         if outside := [part for part in parts if not part.resolve().is_relative_to(folder.resolve())]:
             raise InputError(f"{key}: {modules} names {outside[0]}, which is not in the model's folder")
     for part in parts:

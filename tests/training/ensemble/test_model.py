@@ -23,6 +23,7 @@ from scalemine.training.multilabel.baselines import fit_predict
 from scalemine.training.multilabel.text_model import label_file, load_text_model, write_estimator, write_text_model
 from scalemine.training.multilabel.word_features import WordFeatures
 from scalemine.training.tagging.tagger import TaggedSpan
+from training.trained import write_on_embeddings
 
 LABELS = ["fear", "joy"]
 WORDS = ["fire", "water", "rising", "boat", "happy", "dance", "late", "bus", "roof", "kids"]
@@ -95,6 +96,16 @@ def test_a_folder_gives_what_its_members_give_together_wherever_it_is_copied(mem
     assert ensemble.scores([]).shape == (0, 2)
     with pytest.raises(ValueError, match="give \\[text\\]"):
         ensemble.scores("text")
+
+
+def test_members_on_embeddings_and_on_words_decide_together(members, tmp_path, monkeypatch):
+    on_embeddings = write_on_embeddings(tmp_path / "on_embeddings")
+    write_ensemble(tmp_path / "model", info("average"), {"words": members["lr"], "encoder": on_embeddings})
+    monkeypatch.chdir(tmp_path.parent)
+    found = load_model(tmp_path / "model", device="cpu").scores(TEXTS)
+    apart = [load_model(folder, device="cpu").scores(TEXTS) for folder in (members["lr"], on_embeddings)]
+    np.testing.assert_allclose(found, np.mean(apart, axis=0), rtol=1e-6)
+    assert np.abs(apart[0] - apart[1]).max() > 0.01
 
 
 def test_one_member_alone_is_that_member(members, tmp_path):

@@ -13,9 +13,9 @@ from scalemine.config import BASELINES, ComputeConfig, Config, InputError
 from scalemine.executor import Stopped, StopSignals
 from scalemine.frozen import embed_examples
 from scalemine.shards import matrix_column
-from scalemine.store import Workdir
+from scalemine.store import Workdir, read_json
 from scalemine.training import runs
-from scalemine.training.kept import kind_of, load_model
+from scalemine.training.kept import OTHERS, kind_of, load_model
 from scalemine.training.multilabel.baseline_trainer import BaselineFamily, open_embeddings, vectors_of
 from scalemine.training.multilabel.baselines import settled
 from scalemine.training.multilabel.data import read_predictions
@@ -90,8 +90,8 @@ def test_learns_what_embeddings_tell(data, tmp_path, model):
     assert (result["epochs"], result["device"]) == (0, "cpu")
     assert "train.lr" not in result["spec"] and result["spec"]["baseline.trees"] == 20
     folder = Workdir(tmp_path).runs / "run"
-    kept = load_model(folder)
-    assert kept.info["encoder"] == encoder_facts(one.encoder) and kept.info["normaliser"] == "none"
+    info = read_json(folder / "model" / OTHERS)
+    assert info["encoder"] == encoder_facts(one.encoder) and info["normaliser"] == "none"
     labels, targets_NC, scores_NC = read_predictions(folder / "predictions" / "test.parquet")
     assert labels == LABELS
     ids = pq.read_table(folder / "predictions" / "test.parquet")["id"].to_pylist()

@@ -4,18 +4,20 @@ import json
 
 import numpy as np
 import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.preprocessing import StandardScaler
 
 from scalemine.config import EncoderConfig, InputError
 from scalemine.encoder import load_encoder
+from scalemine.training.multilabel import embedding_features as module
 from scalemine.training.multilabel.embedding_features import (
     LEVELS,
     EmbeddingFeatures,
     encoder_facts,
     load_text_encoder,
 )
-from training.tiny import write_bert
+from training.tiny import DIM, write_bert
 
 NAMES = ["svm", "logistic_regression", "mlp", "boosting", "knn", "random_forest"]
 TEXTS = ["water rising", "", "fire in the house, and " * 30, "need a boat"]
@@ -93,7 +95,7 @@ def config(bert, **values):
 def test_the_encoder_is_that_of_training_in_whatever_company(bert, caplog):
     expected = load_encoder(config(bert)).encode_texts(TEXTS).astype(np.float16)
     facts = json.loads(json.dumps(encoder_facts(config(bert))))
-    encode = load_text_encoder(facts, "model.json", device="cpu")
+    encode = load_text_encoder(facts, "model.json", DIM, device="cpu")
     np.testing.assert_array_equal(encode(TEXTS), expected)
     assert "1 of 4 texts are longer than 16 tokens" in caplog.text
     np.testing.assert_array_equal(encode(TEXTS[3:]), expected[3:])
@@ -107,10 +109,36 @@ def test_a_folder_is_named_from_anywhere(bert, monkeypatch):
 def test_an_encoder_that_is_another_or_gone_is_refused(bert):
     facts = encoder_facts(config(bert))
     with pytest.raises(InputError, match=r"^model.json: encoder: .* is not the one that the model was trained with"):
-        load_text_encoder(facts | {"weights": "f" * 64}, "model.json")
+        load_text_encoder(facts | {"weights": "f" * 64}, "model.json", DIM)
     with pytest.raises(InputError, match="model.json: encoder: no such folder"):
-        load_text_encoder(facts | {"model": "/nowhere/bert"}, "model.json")
+        load_text_encoder(facts | {"model": "/nowhere/bert"}, "model.json", DIM)
     with pytest.raises(ValueError, match="max_length"):
-        load_text_encoder(facts | {"max_length": "many"}, "model.json")
+        load_text_encoder(facts | {"max_length": "many"}, "model.json", DIM)
     with pytest.raises(KeyError):
-        load_text_encoder({}, "model.json")
+        load_text_encoder({}, "model.json", DIM)
+    with pytest.raises(InputError, match=f"embeddings have {DIM} dimensions, and the model reads 5"):
+        load_text_encoder(facts, "model.json", 5)
+
+
+def test_a_hub_model_is_looked_for_here_and_not_fetched(bert, monkeypatch):
+    asked = []
+
+    def look(name, **how):
+        asked.append((name, how["local_files_only"]))
+        raise LocalEntryNotFoundError("not here")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", look)
+    with pytest.raises(InputError, match="somebody/encoder"):
+        load_text_encoder(encoder_facts(config(bert)) | {"model": "somebody/encoder"}, "model.json", DIM)
+    assert asked == [("somebody/encoder", True)]
+
+
+def test_models_of_one_encoder_share_it(bert, monkeypatch):
+    loaded = []
+    real = module.load_encoder
+    monkeypatch.setattr(module, "load_encoder", lambda *how, **more: loaded.append(1) or real(*how, **more))
+    module._load_once.cache_clear()
+    facts = encoder_facts(config(bert))
+    one, other = (load_text_encoder(facts, where, DIM, device="cpu") for where in ("a", "b"))
+    np.testing.assert_array_equal(one(TEXTS), other(TEXTS))
+    assert len(loaded) == 1

@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.special import expit, logit
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingClassifier
+from sklearn.preprocessing import StandardScaler
+from sklearn.tree import DecisionTreeClassifier
 
 from scalemine.config import BASELINES, BaselineConfig, InputError
 from scalemine.store import read_json, write_json
@@ -26,6 +29,7 @@ from scalemine.training.multilabel.text_model import (
     write_text_model,
 )
 from scalemine.training.multilabel.word_features import WordFeatures
+from training.trained import write_on_embeddings
 
 ON_WORDS = [name for name in BASELINES if name != "boosting"]
 LABELS = ["fear", "joy", "never"]
@@ -219,11 +223,42 @@ def test_trees_of_boosting_that_lead_nowhere_are_refused(tmp_path, field, value)
         read_estimator(tmp_path / "label-0.skops")
 
 
+def test_what_would_lead_past_the_checks_is_refused(tmp_path):
+    rows = np.random.default_rng(1).integers(0, 64, (200, 6)).astype(np.float32)
+    labels = rows[:, 0] > 30
+    of_trees = CalibratedClassifierCV(DecisionTreeClassifier(max_depth=3), ensemble=False, cv=2).fit(rows, labels)
+    boosting = HistGradientBoostingClassifier(max_iter=2).fit(rows, labels)
+    boosting._preprocessor = StandardScaler().fit(rows)
+    no_trees = HistGradientBoostingClassifier(max_iter=2).fit(rows, labels)
+    no_trees._predictors = 3
+    for place, (model, expected) in enumerate(
+        ((of_trees, "a calibrated DecisionTree"), (boosting, "rewrites its features"), (no_trees, "damaged"))
+    ):
+        path = tmp_path / f"label-{place}.skops"
+        write_estimator(model, path)
+        with pytest.raises(InputError, match=expected):
+            read_estimator(path)
+
+
+def test_what_is_wrong_with_the_encoder_is_said_as_it_is(tmp_path):
+    """Not as damage of the folder."""
+    folder = write_on_embeddings(tmp_path / "model", "knn")
+    facts = read_json(folder / OTHERS)
+    for encoder, expected in (
+        ({"model": str(tmp_path / "gone")}, r"^[^:]*: encoder: no such folder"),
+        ({"model": "package:nothing_here"}, r"^[^:]*: encoder: no package"),
+        ({"max_length": "x"}, "damaged"),
+    ):
+        write_json(folder / OTHERS, facts | {"encoder": facts["encoder"] | encoder})
+        with pytest.raises(InputError, match=expected):
+            load_text_model(folder, device="cpu")
+
+
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
         ({"kind": "classifier"}, "not that of a model of the kind words"),
-        ({"kind": "embeddings"}, "damaged"),
+        ({"kind": "embeddings"}, "damaged: 'mean'"),
         ({"format": 2}, "format 2, and this version of scalemine reads 1"),
         ({"model": "oracle"}, "unknown: 'oracle'"),
         ({"normaliser": "loud"}, "unknown normaliser"),

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scalemine.config import InputError
 from scalemine.models import find_model
 from scalemine.text import normaliser
+from scalemine.training.tagging import words as words_module
 from scalemine.training.tagging.words import PROBE, WordTokenizer
 
 # Words that a tokeniser splits, joins, maps to nothing or takes for something special.
@@ -309,3 +310,12 @@ def test_the_tokeniser_is_saved(tmp_path, minilm):
     again = AutoTokenizer.from_pretrained(tmp_path)
     words = ["Fire", "nearby", "🔥"]
     assert WordTokenizer(again, max_length=9).encode(words) == WordTokenizer(minilm, max_length=9).encode(words)
+
+
+def test_what_is_remembered_of_words_is_bounded(minilm, monkeypatch):
+    monkeypatch.setattr(words_module, "MOST_CACHED", 5)
+    texts = [[f"word{number % 7}", f"@name{number}", "fire"] for number in range(40)]
+    tokenizer = WordTokenizer(minilm, max_length=99)
+    for words in texts:
+        assert tokenizer.encode(words) == WordTokenizer(minilm, max_length=99).encode(words)
+        assert len(tokenizer._cache) <= 5

@@ -5,7 +5,8 @@
 
 ``members/NAME/`` are the folders of its members, whole, so the ensemble's folder can be copied. ``model.json`` says how
 they decide together, their labels or span types, thresholds, metrics, and the hash of each member's files; it is
-written last. It holds names, and no path: nothing outside of the folder is read by what it says.
+written last. It holds names, and no path; a member on sentence embeddings names an encoder, which
+is looked for on this machine.
 
 Shapes: M members, N texts, C labels.
 """

@@ -268,6 +268,9 @@ class _EnsembleTrainer(ABC):
             check_member(f"ensemble.members: {self.members[name]}", model, of, names)
         for name, result in self.results.items():
             assert result.get("labels", names) == list(names), name
+            if not model_folder(self.members[name]).is_dir():  # an older version kept none of some
+                run = self.members[name]
+                raise InputError(f"ensemble.members: {name}: its run left no model ({run}); train it again with --redo")
 
     @property
     @abstractmethod

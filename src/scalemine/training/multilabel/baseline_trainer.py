@@ -108,8 +108,9 @@ class _EmbeddingReader:
 
     def learn(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
         """Learn from some training tweets, and return their embeddings."""
-        self.features = EmbeddingFeatures.fit(self._tweets.config.train.model, self._train_ND[rows])
-        return self.features.transform(self._train_ND[rows])
+        vectors_ND = self._train_ND[rows]
+        self.features = EmbeddingFeatures.fit(self._tweets.config.train.model, vectors_ND)
+        return self.features.transform(vectors_ND)
 
     def read(self, what: str | NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the embeddings of a set, or of some training tweets, as it was learnt last."""

@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix, issparse
 from sklearn.calibration import CalibratedClassifierCV
@@ -51,8 +52,8 @@ _BATCH_SIZE = 64
 _RBF_ROWS = 512
 # Rows of words that are scored at a time: a kernel's or a neighbour's matrix is this by the rows that were learnt from.
 _SCORED_ROWS = 4_096
-# Rows of a dense matrix: a product rounds a row by how many there are, so there are always so many.
-_DENSE_ROWS = 512
+# Rows of a product of dense matrices, which rounds a row by how many there are; and what its columns are a multiple of.
+_DENSE_ROWS, _WIDTH_STEP = 512, 16
 
 
 def settled(name: str, options: BaselineConfig) -> dict[str, Any]:
@@ -199,11 +200,11 @@ def probabilities(model: Any, vectors_MD: Matrix) -> FloatArray:  # noqa: ANN401
         return scores_M
     if isinstance(model, MLPClassifier):
         return _by_layers(model, vectors_MD)
-    if not issparse(vectors_MD):
+    if not issparse(vectors_MD) and isinstance(model, LogisticRegression):
         return _by_blocks(lambda rows_BD: model.predict_proba(rows_BD)[:, 1], vectors_MD)
     for start in range(0, len(scores_M), _SCORED_ROWS):
         part = slice(start, start + _SCORED_ROWS)
-        scores_M[part] = _probabilities_of_words(model, vectors_MD[part])
+        scores_M[part] = _probabilities_of_rows(model, vectors_MD[part])
     return scores_M
 
 
@@ -221,29 +222,33 @@ def _by_blocks(of_rows: Callable[[FloatArray], Any], rows_MD: FloatArray) -> Flo
 def _by_layers(model: MLPClassifier, vectors_MD: Matrix) -> FloatArray:
     """Return the probability of a label ``(M,)`` by a network with ReLU, as ``predict_proba`` does but for last bits.
 
-    NumPy's products round a row by its place in a block, PyTorch's do not.
+    NumPy's products round a row by its place in a block; PyTorch's do not, where all widths are multiples of some.
     """
-    import torch
-
-    layers = [(torch.from_numpy(w), torch.from_numpy(b)) for w, b in zip(model.coefs_, model.intercepts_, strict=True)]
+    layers: list[tuple[NDArray[Any], NDArray[Any]]] = []
+    for weights_HK, bias_K in zip(model.coefs_, model.intercepts_, strict=True):
+        more_h, more_k = (-size % _WIDTH_STEP for size in weights_HK.shape)
+        more_h = more_h if layers else 0  # the features are as they are
+        layers.append((np.pad(weights_HK, ((0, more_h), (0, more_k))), np.pad(bias_K, (0, more_k))))
+    tensors = [(torch.from_numpy(weights_HK), torch.from_numpy(bias_K)) for weights_HK, bias_K in layers]
 
     @torch.inference_mode()
     def rest(hidden_BH: torch.Tensor) -> FloatArray:
-        for weights_HK, bias_K in layers[1:]:
+        for weights_HK, bias_K in tensors[1:]:
             hidden_BH = torch.addmm(bias_K, torch.relu(hidden_BH), weights_HK)
         return torch.sigmoid(hidden_BH[:, 0]).numpy()
 
+    (weights_DH, bias_H), *_ = layers
     if not issparse(vectors_MD):
-        weights_DH, bias_H = layers[0]
-        return _by_blocks(lambda rows_BD: rest(torch.addmm(bias_H, torch.from_numpy(rows_BD), weights_DH)), vectors_MD)
+        first = tensors[0]
+        return _by_blocks(lambda rows_BD: rest(torch.addmm(first[1], torch.from_numpy(rows_BD), first[0])), vectors_MD)
     starts = range(0, vectors_MD.shape[0], _SCORED_ROWS)
     # A sparse matrix is gone through row by row.
-    first = [vectors_MD[start : start + _SCORED_ROWS] @ model.coefs_[0] + model.intercepts_[0] for start in starts]
-    parts = [_by_blocks(lambda rows_BH: rest(torch.from_numpy(rows_BH)), rows_MH) for rows_MH in first]
+    hidden = (vectors_MD[start : start + _SCORED_ROWS] @ weights_DH + bias_H for start in starts)
+    parts = [_by_blocks(lambda rows_BH: rest(torch.from_numpy(rows_BH)), rows_MH) for rows_MH in hidden]
     return np.concatenate([np.empty(0, np.float32), *parts])
 
 
-def _probabilities_of_words(model: Any, vectors_MD: Matrix) -> FloatArray:  # noqa: ANN401
+def _probabilities_of_rows(model: Any, vectors_MD: Matrix) -> FloatArray:  # noqa: ANN401
     """Return what ``predict_proba`` does, of a calibrated kernel machine on sparse rows many times as fast."""
     parts = getattr(model, "calibrated_classifiers_", [])
     machine = parts[0].estimator if len(parts) == 1 else None

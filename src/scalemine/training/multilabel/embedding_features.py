@@ -5,9 +5,11 @@ Shapes: N embeddings to learn from, M to read, D dimensions, Q quantiles.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,8 @@ from numpy.typing import NDArray
 from sklearn.preprocessing import StandardScaler
 
 from scalemine.config import EncoderConfig, InputError
-from scalemine.encoder import load_encoder
-from scalemine.models import encoder_settings, find_model, model_fingerprint
+from scalemine.encoder import Encoder, load_encoder
+from scalemine.models import device_name, encoder_settings, find_model, model_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -131,13 +133,16 @@ def encoder_facts(config: EncoderConfig) -> dict[str, Any]:
 
 
 def load_text_encoder(
-    facts: Mapping[str, Any], where: str, *, device: str = "auto"
+    facts: Mapping[str, Any], where: str, width: int, *, device: str = "auto"
 ) -> Callable[[Sequence[str]], NDArray[np.float16]]:
     """Return what gives the embeddings ``(N, D)`` of texts that are normalised, as training had them.
+
+    Models of one encoder share it. Nothing is downloaded: a folder that somebody gave away says what is loaded.
 
     Args:
         facts: See ``encoder_facts``.
         where: What says so, for messages.
+        width: Dimensions of the embeddings.
         device: Such as cpu or cuda:1; auto is CUDA where it is there. Engines other than torch are on the CPU.
 
     Raises:
@@ -147,22 +152,35 @@ def load_text_encoder(
         ValueError: It cannot be.
     """
     names = ("model", "revision", "max_length", "precision", "engine")
-    config = EncoderConfig(
-        **{name: facts[name] for name in names}, device=device if facts["engine"] == "torch" else "cpu"
-    )
-    folder = find_model(config.model, config.revision, key=f"{where}: encoder")
+    config = EncoderConfig(**{name: facts[name] for name in names})
+    if config.engine == "torch":
+        config = config.model_copy(update={"device": device_name(device, key="device")})
+    else:
+        config = config.model_copy(update={"device": "cpu"})
+    folder = find_model(config.model, config.revision, key=f"{where}: encoder", downloads=False)
     if model_fingerprint(folder) != facts["weights"]:
         raise InputError(
-            f"{where}: encoder: {config.model} is not the one that the model was trained with; install that"
+            f"{where}: encoder: {config.model} is not the one that the model was trained with (its files have another "
+            f"hash); put that one there"
         )
-    encoder = load_encoder(config, precision=config.precision, threads=torch.get_num_threads())
+    encoder = _load_once(config.model_dump_json(), facts["weights"], torch.get_num_threads())
+    if encoder.dim != width:
+        raise InputError(f"{where}: encoder: its embeddings have {encoder.dim} dimensions, and the model reads {width}")
+    return partial(_embed, encoder)
 
-    def encode(texts: Sequence[str]) -> NDArray[np.float16]:
-        tokens = encoder.tokenise(texts)
-        if tokens.num_cut:
-            logger.warning(
-                "%d of %d texts are longer than %d tokens, and cut", tokens.num_cut, len(texts), encoder.max_length
-            )
-        return encoder.encode(tokens).astype(np.float16)
 
-    return encode
+@functools.lru_cache(maxsize=4)
+def _load_once(config: str, weights: str, threads: int) -> Encoder:
+    """Load an encoder; of other files it is another."""
+    del weights
+    given = EncoderConfig.model_validate_json(config)
+    return load_encoder(given, precision=given.precision, threads=threads)
+
+
+def _embed(encoder: Encoder, texts: Sequence[str]) -> NDArray[np.float16]:
+    tokens = encoder.tokenise(texts)
+    if tokens.num_cut:
+        logger.warning(
+            "%d of %d texts are longer than %d tokens, and cut", tokens.num_cut, len(texts), encoder.max_length
+        )
+    return encoder.encode(tokens).astype(np.float16)

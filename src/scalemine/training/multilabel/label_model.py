@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 
 class LabelModel(ABC):
-    """A trained model that gives labels: fine-tuned, on words, or several together.
+    """A trained model that gives labels: fine-tuned, classical, on word vectors, or several together.
 
     Attributes:
         info: What its folder says of it: ``labels`` and ``thresholds`` at least.

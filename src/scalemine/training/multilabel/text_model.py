@@ -1,4 +1,4 @@
-"""A classical model, on words or on sentence embeddings, as one folder: written by training, loaded anywhere.
+"""A classical model, on words or on sentence embeddings, as one folder: written by training, loaded by its path.
 
     model = load_text_model("work/rescue/runs/NAME/model")
     model.predict(["water rising, need a boat, 77002"])
@@ -15,6 +15,7 @@ Shapes: N texts, C labels.
 
 from __future__ import annotations
 
+import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -59,6 +60,7 @@ _ESTIMATORS = frozenset(
 )
 # Texts whose features are held at a time.
 _TEXTS = 16_384
+_ALONE = threading.Lock()
 
 
 def label_file(label: int) -> str:
@@ -93,10 +95,26 @@ def read_estimator(path: Path) -> Any:  # noqa: ANN401
     if type(model).__name__ not in _ESTIMATORS:
         raise InputError(f"{path}: holds a {type(model).__name__}, which is no estimator of a label")
     try:
+        _check_parts(model)
         _check_trees(model, path)
-    except AttributeError as error:
+    except (AttributeError, TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path}: damaged: {first_line(error)}") from None
     return model
+
+
+def _check_parts(model: Any) -> None:  # noqa: ANN401
+    """Refuse estimators inside others that do not belong there: their trees, too, would be followed blindly.
+
+    Raises:
+        ValueError: One does not.
+    """
+    inside = [one.estimator for one in getattr(model, "calibrated_classifiers_", [])]
+    if strange := [type(one).__name__ for one in inside if type(one).__name__ not in ("SVC", "LinearSVC")]:
+        raise ValueError(f"a calibrated {strange[0]}; expected a support vector machine")
+    if getattr(model, "_preprocessor", None) is not None or getattr(model, "_in_fit", False):
+        raise ValueError("boosting that rewrites its features")
 
 
 def _check_trees(model: Any, path: Path) -> None:  # noqa: ANN401
@@ -188,7 +206,8 @@ class TextModel(LabelModel):
         for start in range(0, len(texts), _TEXTS):
             part = slice(start, start + _TEXTS)
             vectors_ND = self._read(texts[part])
-            with threadpool_limits(1):  # sums over a varying number of threads round differently
+            # Sums over a varying number of threads round differently; the limit is the process's.
+            with _ALONE, threadpool_limits(1):
                 for label, model in enumerate(self._models):
                     scores_NC[part, label] = probabilities(model, vectors_ND)
         return in_order(self._calibration.apply(logits_of(scores_NC)), self._nesting)
@@ -221,9 +240,11 @@ def load_text_model(folder: str | Path, *, device: str = "auto") -> TextModel:
                 raise ValueError(f"an estimator reads {_width(one)} features, and {FEATURES} has {width}")
         if isinstance(features, WordFeatures):
             return TextModel(info, features.transform, models)
-        encode, prepare = load_text_encoder(info["encoder"], str(path), device=device), features.transform
+        encode, prepare = load_text_encoder(info["encoder"], str(path), width, device=device), features.transform
         return TextModel(info, lambda texts: prepare(encode(texts)), models)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"{path}: damaged: {first_line(error)}") from None
 
 

@@ -38,6 +38,10 @@ class WordTokens:
         return len(self.starts)
 
 
+# Words whose tokens are remembered: some 50 MB.
+MOST_CACHED = 100_000
+
+
 class WordTokenizer:
     """Turns the words of a text into an encoder's tokens.
 
@@ -82,6 +86,8 @@ class WordTokenizer:
     def _tokens_of_word(self, word: str, is_first: bool) -> tuple[int, ...]:
         key = (word, is_first)
         if key not in self._cache:
+            if len(self._cache) >= MOST_CACHED:
+                self._cache.clear()  # links and names never end; words that are common are soon there again
             text = self._normalise(word)
             ids = self._ids(text if is_first else self._space + text) if text else []
             # A word that the tokeniser makes nothing of still has its place.
