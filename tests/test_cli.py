@@ -327,10 +327,10 @@ def test_import_prints_its_counts(call: Any, tmp_path: Path) -> None:
     ended = call("import", tmp_path / "tweets.csv", "--to", tmp_path / "corpus", "--rows-per-shard", 2)
     assert ended.code == 0
     lines = ended.out.splitlines()
-    assert lines[0] == "read 6 = accepted 4 + rejected 2"
-    assert sorted(" ".join(line.split()) for line in lines[1:3]) == ["1 duplicate id", "1 no text"]
-    assert lines[3].startswith("copies of an earlier text: 1")
-    assert f"2 shards in {tmp_path / 'corpus'}" in lines[4]
+    said = "read 6 = accepted 4 + rejected 2"
+    assert lines[0] in (f"{said} (duplicate id 1, no text 1)", f"{said} (no text 1, duplicate id 1)")
+    assert lines[1].startswith("copies of an earlier text: 1")
+    assert f"2 shards in {tmp_path / 'corpus'}" in lines[2]
     assert pq.read_table(tmp_path / "corpus" / "rejects.parquet").num_rows == 2
 
 

@@ -442,6 +442,7 @@ FAULTS = {sources.BROKEN_CSV, sources.UNCLOSED_QUOTE}
     ("header", "settings", "message"),
     [
         (b"id,body", {}, "no text column found; set corpus.text to one of: id, body"),
+        (b"id;text;date", {}, "one column, 'id;text;date', which seems to be several parted by ';'; expected commas"),
         (b"id,body", {"text": "bdy"}, "no column bdy (corpus.text); did you mean body? it has: id, body"),
         (b"nr,text", {"id": "id"}, "no column id (corpus.id); it has: nr, text"),
         (b"text,text", {}, "column text is there more than once"),

@@ -129,6 +129,7 @@ def import_command(
     from scalemine.corpus import import_corpus
     from scalemine.executor import StopSignals
     from scalemine.lease import hold_workdir
+    from scalemine.report.tables import read_line
 
     with _options_named():
         config = CorpusConfig(
@@ -147,9 +148,7 @@ def import_command(
 
             corpus = import_corpus(config, folder, redo=redo, on_rows=read)
     counts = corpus.counts
-    print(f"read {counts['read']:,} = accepted {counts['accepted']:,} + rejected {counts['rejected']:,}")
-    for reason, count in sorted(counts["rejected_by_reason"].items(), key=lambda item: -item[1]):
-        print(f"  {count:>9,}  {reason}")
+    print(read_line(counts))
     print(f"copies of an earlier text: {counts['copies']:,} (a text is encoded once per shard)")
     print(f"{len(corpus.shards)} shards in {to}; rejects in {corpus.rejects}")
 
@@ -220,9 +219,10 @@ def filter_command(
     """Keep the tweets of the corpus with certain words, patterns or codes: filtered.parquet."""
     from rich.console import Console
 
+    from scalemine.corpus import open_corpus
     from scalemine.filtering import check_filter, run_filter
     from scalemine.report.page import write_report
-    from scalemine.report.tables import filter_tables, print_table
+    from scalemine.report.tables import filter_tables, print_table, read_line
 
     def action(run: Run) -> None:
         counts = run_filter(run)
@@ -230,6 +230,7 @@ def filter_command(
             print_table(Console(), table)
         if _is_mined(run.workdir.root):
             write_report(run.workdir)
+        print(read_line(open_corpus(run.workdir.corpus).counts))
         print(f"{counts['kept']:,} tweets in {run.workdir.filtered}; all counts: {run.workdir.filter_counts}")
 
     _run(config, overrides, executor, dry_run, redo, check_filter, action, ("corpus",))
@@ -447,8 +448,7 @@ def train(
         print_label_runs(Console(), results)
         for result in results:
             write_roc_figures(workdir.runs / result["name"])
-    what = "results" if loaded.reads_embeddings else "models and results"
-    print(f"{what}: {workdir.runs}; all scores: {workdir.results}")
+    print(f"models and results: {workdir.runs}; all scores: {workdir.results}")
 
 
 @app.command()

@@ -544,6 +544,11 @@ def _choose_columns(source: Source, config: CorpusConfig, names: list[str]) -> _
     """
     text = config.text or next((name for name in TEXT_NAMES if name in names), None)
     if text is None:
+        if len(names) == 1 and (mark := next((one for one in ";|\t" if one in names[0]), None)):
+            raise InputError(
+                f"{source.uri}: one column, {names[0][:80]!r}, which seems to be several parted by {mark!r}; expected "
+                f"commas (.csv) or tabs (.tsv)"
+            )
         raise InputError(f"{source.uri}: no text column found; set corpus.text to one of: {_name_list(names)}")
     ids = tuple(name for name in ID_NAMES if name in names)[:1] if config.id is None else config.id
     for key, name in [("corpus.text", text), *(("corpus.id", name) for name in ids)]:

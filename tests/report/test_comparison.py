@@ -267,6 +267,8 @@ def test_epochs_stand_in_tables_of_what_has_any(arms):
     for table in (trials_table(classical), sets_table(classical)):
         assert not any("poch" in column.heading for column in table.columns)
         assert {len(row) for row in table.rows} == {len(table.columns)}
+    assert any(note.startswith("Thresholds were chosen on") for note in notes(classical))
+    assert any(note.startswith("Epochs were chosen on") for note in notes(arms))
 
 
 def test_differences_have_intervals_and_a_star_where_there_is_evidence(arms):

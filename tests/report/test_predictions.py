@@ -26,7 +26,9 @@ def summary_of(gives="labels"):
 MANIFEST = {
     "finished": "2026-01-02T03:04:05+0000", "tweets_per_second": 1234.5,
     "model": {"kind": "words", "folder": "/a/<i>model", "sha256": "f" * 16},
-    "counts": {"read": 103, "accepted": 100, "rejected": 3},
+    "counts": {
+        "read": 103, "accepted": 100, "rejected": 3, "rejected_by_reason": {"no text": 1, "duplicate id": 2},
+    },
 }  # fmt: skip
 
 
@@ -60,6 +62,9 @@ def test_the_terminal():
     file = io.StringIO()
     print_predictions(Console(file=file, width=100), summary_of(), MANIFEST)
     said = file.getvalue()
-    assert "read 103 = accepted 100 + rejected 3; 3 of 100 tweets have a label; 1 could not be predicted" in said
+    assert (
+        "read 103 = accepted 100 + rejected 3 (duplicate id 2, no text 1); 3 of 100 tweets have a label; 1 could not be predicted"
+        in said
+    )
     assert "1,234 tweets/s" in said
     assert "\x1b" not in said

@@ -182,6 +182,15 @@ def check_equal(one, other, where: str = "") -> None:
         assert one == other, where
 
 
+def test_the_training_file_is_told_of(classified, caplog):
+    run, _, test = classified
+    train = test.with_name("train.parquet")
+    with caplog.at_level("WARNING", logger="scalemine"):
+        evaluate_classifier(str(run), [str(test), str(train)], num_bootstrap=0)
+    [told] = [message for message in caplog.messages if "flattered" in message]
+    assert told.startswith(f"{train}: the model was trained on this file")
+
+
 def test_labels_that_a_classifier_does_not_know(classified, tmp_path, caplog):
     run, _, _ = classified
     path = write_labelled(tmp_path / "more.parquet", 30, 3, labels=("fire", "riot"))

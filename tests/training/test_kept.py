@@ -13,6 +13,13 @@ from scalemine.training.multilabel.word_network import NetworkShape, WordNetwork
 from scalemine.training.tagging.network import StaticWords
 
 
+def test_runs_of_folds_are_named_where_their_common_name_is_given(tmp_path):
+    for fold in range(3):
+        (tmp_path / f"run-fold{fold}" / "model").mkdir(parents=True)
+    with pytest.raises(InputError, match="no model here; .* there are run-fold0 to run-fold2"):
+        kind_of(tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("file", "facts", "expected"),
     [

@@ -120,7 +120,8 @@ def notes(comparison: Json) -> list[str]:
         said.append("Nothing is compared: the sweep has one trial.")
     chosen = " or ".join(plain_name(one) for one in comparison["chosen_on"])
     flatters = any("held-out" in one for one in comparison["chosen_on"])
-    said.append(f"Epochs were chosen on: {chosen}{', so that what is scored there is flattered' if flatters else ''}.")
+    what = "Epochs" if _has_epochs(comparison) else "Thresholds"
+    said.append(f"{what} were chosen on: {chosen}{', so that what is scored there is flattered' if flatters else ''}.")
     return said + list(_missing(comparison))
 
 

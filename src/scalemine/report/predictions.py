@@ -16,6 +16,7 @@ from scalemine.report.tables import (
     plain_name,
     print_table,
     rate,
+    read_line,
     whole,
 )
 from scalemine.store import Json
@@ -32,6 +33,7 @@ def shown(summary: Json, manifest: Json) -> dict[str, Any]:
     facts = [
         ("Records read", whole(counts["read"])),
         ("Rejected", whole(counts["rejected"])),
+        *((f"Rejected: {reason}", whole(count)) for reason, count in sorted(counts["rejected_by_reason"].items())),
         ("Tweets", whole(summary["tweets"])),
         (f"With a {summary['gives'].removesuffix('s')}", whole(summary["with_any"])),
         ("Distinct texts, each read once", whole(summary["distinct"])),
@@ -114,7 +116,7 @@ def print_predictions(console: Console, summary: Json, manifest: Json) -> None:
     speed = manifest.get("tweets_per_second")
     counts = manifest["counts"]
     console.print(
-        f"read {counts['read']:,} = accepted {counts['accepted']:,} + rejected {counts['rejected']:,}; "
+        f"{read_line(counts)}; "
         f"{summary['with_any']:,} of {summary['tweets']:,} tweets have a {summary['gives'].removesuffix('s')}"
         + (f"; {summary['quarantined']:,} could not be predicted" if summary["quarantined"] else "")
         + (f"; {speed:,.0f} tweets/s" if speed else ""),

@@ -415,6 +415,13 @@ def reasons_table(caption: str, heading: str, counts: dict[str, int]) -> Table:
     return Table(caption, columns, rows)
 
 
+def read_line(counts: Json) -> str:
+    """Return how many records were read, taken and rejected, and why, by the counts of a corpus."""
+    said = f"read {counts['read']:,} = accepted {counts['accepted']:,} + rejected {counts['rejected']:,}"
+    reasons = sorted(counts["rejected_by_reason"].items(), key=lambda item: -item[1])
+    return said + (f" ({', '.join(f'{reason} {count:,}' for reason, count in reasons)})" if reasons else "")
+
+
 def filter_tables(counts: dict[str, Json]) -> list[Table]:
     """Return how many tweets a filter read and kept, and how many have each keyword, pattern and code."""
     number = Column("Tweets", "tweets")

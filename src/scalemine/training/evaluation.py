@@ -115,6 +115,8 @@ def evaluate_classifier(model: str, uris: Sequence[str], *, num_bootstrap: int) 
             if examples.unlisted:
                 unknown = ", ".join(f"{label!r} ({number} tweets)" for label, number in examples.unlisted.items())
                 logger.warning("%s: labels that the model does not know are left out: %s", uri, unknown)
+            if examples.sha256 == classifier.info["training"]["sha256"]:
+                logger.warning("%s: the model was trained on this file, so its scores are flattered", uri)
             targets_NC = examples.targets_of()
             if not (targets_NC == POSITIVE).any():
                 raise InputError(f"SET: {uri}: no tweet bears one of the model's labels: {', '.join(labels)}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,7 +71,11 @@ def kind_of(folder: str | Path) -> str:
             info = read_json(path / FINE_TUNED)
             is_tagger = isinstance(info, dict) and info.get("scalemine") == "tagger"
             return "tagger" if is_tagger else "classifier"
-    raise InputError(f"{folder}: no model here; expected one that scalemine train wrote, such as WORKDIR/runs/NAME")
+    folds = sorted(one.name for one in Path(folder).parent.glob(f"{glob.escape(Path(folder).name)}-fold*"))
+    hint = f"; there are {folds[0]} to {folds[-1]}" if folds else ""
+    raise InputError(
+        f"{folder}: no model here; expected one that scalemine train wrote, such as WORKDIR/runs/NAME{hint}"
+    )
 
 
 def folder_of(folder: str | Path) -> Path:

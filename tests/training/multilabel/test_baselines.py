@@ -259,6 +259,10 @@ def test_progress_is_told_and_a_check_stops(data):
     with pytest.raises(KeyboardInterrupt):
         fit("decision_tree", data, on_label=done.append, check=check)
     assert done == [1]
+    # What is all fitted is not thrown away.
+    one = (data[0], data[1][:, :1], *data[2:])
+    done.clear()
+    assert fit("decision_tree", one, on_label=done.append, check=check).shape == (60, 1)
 
 
 def test_wrong_input_is_refused(data):

@@ -131,7 +131,8 @@ def fit_predict(
         with quiet_threads(1):
             for label in range(num_labels):
                 on_label(fit_and_score(label) + 1)
-                check()
+                if label + 1 < num_labels:  # what is all done is not thrown away
+                    check()
         return scores
     # The forest shares its trees among threads, the others their labels.
     threads = 1 if name == "random_forest" else jobs
@@ -141,7 +142,8 @@ def fit_predict(
             for done, fit in enumerate(as_completed(fits), start=1):
                 fit.result()
                 on_label(done)
-                check()
+                if done < num_labels:
+                    check()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
