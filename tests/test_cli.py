@@ -400,6 +400,21 @@ def test_dry_run_writes_nothing(call: Any, write_config: Any, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == [config]
 
 
+def test_dry_run_of_a_filter_speaks_of_it_alone_and_refuses_what_it_would(
+    call: Any, write_config: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "zip.txt").write_text("77002\n7702\n")
+    config = write_config()
+    ended = call("filter", config, "--dry-run", "--set", "filter.codes=[77002]")
+    assert ended.code == 0
+    assert "keywords: []" in ended.out and "to import: " in ended.out
+    assert "mining" not in ended.out and "mined" not in ended.out
+    assert not (tmp_path / "work").exists()
+    ended = call("filter", config, "--dry-run", "--set", f"filter.codes={tmp_path / 'zip.txt'}")
+    assert ended.code == 2
+    assert "expected five digits" in ended.refusal
+
+
 def test_dry_run_of_a_finished_run(call: Any, write_config: Any, copy_of_finished: Callable[..., Path]) -> None:
     workdir = copy_of_finished("00002.arrow.json")
     before = {path: path.stat().st_mtime_ns for path in workdir.rglob("*")}

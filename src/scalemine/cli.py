@@ -233,7 +233,8 @@ def filter_command(
         print(read_line(open_corpus(run.workdir.corpus).counts))
         print(f"{counts['kept']:,} tweets in {run.workdir.filtered}; all counts: {run.workdir.filter_counts}")
 
-    _run(config, overrides, executor, dry_run, redo, check_filter, action, ("corpus",))
+    sections = ("corpus", "filter", "compute")
+    _run(config, overrides, executor, dry_run, redo, check_filter, action, ("corpus",), sections=sections)
 
 
 @app.command()
@@ -1092,13 +1093,14 @@ def _run(
     needs: Sequence[str] | None = None,
     *,
     trains: bool = False,
+    sections: Sequence[str] | None = None,
 ) -> None:
     """Load the configuration, take the workdir, start the executor, and do it; or only say what would be done."""
     config = _load(path, overrides, executor, needs)
     if trains:
         _refuse_nodes(config)
     if dry_run:
-        _print_plan(config, check, redo)
+        _print_plan(config, check, redo, sections)
         return
     from scalemine.executor import StopSignals, make_executor
     from scalemine.lease import hold_workdir
@@ -1165,8 +1167,8 @@ def _refuse_nodes(config: Config) -> None:
         )
 
 
-def _print_plan(config: Config, check: Callable[[Config], None], redo: bool) -> None:
-    """Say what a run would do, and refuse what it would refuse."""
+def _print_plan(config: Config, check: Callable[[Config], None], redo: bool, sections: Sequence[str] | None) -> None:
+    """Say what a run would do, and refuse what it would refuse; of a run that mines nothing, what it reads alone."""
     import yaml
 
     from scalemine.config import InputError
@@ -1175,8 +1177,9 @@ def _print_plan(config: Config, check: Callable[[Config], None], redo: bool) -> 
     from scalemine.store import Workdir
 
     workdir = Workdir(config.workdir)
-    print(yaml.safe_dump(redact(config.model_dump(mode="json")), sort_keys=False, allow_unicode=True))
-    if any(workdir.root.glob("*/stage.json")):
+    shown = config.model_dump(mode="json", include=None if sections is None else {"workdir", *sections})
+    print(yaml.safe_dump(redact(shown), sort_keys=False, allow_unicode=True))
+    if sections is not None or any(workdir.root.glob("*/stage.json")):
         try:
             check(config)
         except InputError as error:
@@ -1186,13 +1189,14 @@ def _print_plan(config: Config, check: Callable[[Config], None], redo: bool) -> 
     if (workdir.corpus / "corpus.json").exists():
         corpus = open_corpus(workdir.corpus)
         print(f"corpus: imported, {corpus.num_rows:,} rows in {len(corpus.shards)} shards")
-        for folder in (workdir.embeddings, workdir.similarities):
+        for folder in (workdir.embeddings, workdir.similarities) if sections is None else ():
             done = sum((folder / f"{shard.name}.arrow.json").exists() for shard in corpus.shards)
             print(f"{folder.name}: {done} of {len(corpus.shards)} shards done")
     else:
         for source in find_sources(config.corpus.uri):
             print(f"to import: {source.name}, {source.num_bytes / 1e6:,.1f} MB")
-    print(f"negatives: {'done' if workdir.negatives.exists() else 'to be mined'}")
+    if sections is None:
+        print(f"negatives: {'done' if workdir.negatives.exists() else 'to be mined'}")
 
 
 def _print_forecast(forecasts: list[Any]) -> None:

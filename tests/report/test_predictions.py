@@ -62,9 +62,7 @@ def test_the_terminal():
     file = io.StringIO()
     print_predictions(Console(file=file, width=100), summary_of(), MANIFEST)
     said = file.getvalue()
-    assert (
-        "read 103 = accepted 100 + rejected 3 (duplicate id 2, no text 1); 3 of 100 tweets have a label; 1 could not be predicted"
-        in said
-    )
+    assert "read 103 = accepted 100 + rejected 3 (duplicate id 2, no text 1); 3 of 100 tweets have a label;" in said
+    assert "; 1 could not be predicted" in said
     assert "1,234 tweets/s" in said
     assert "\x1b" not in said
