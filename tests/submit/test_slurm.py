@@ -167,12 +167,21 @@ def test_a_job_that_is_stopped_while_it_waits(notes: Path, tmp_path: Path) -> No
     assert called(notes, "stage") == []
 
 
-def test_who_stops_a_job_that_runs_out_of_time_does_not_want_it_again(notes: Path, tmp_path: Path) -> None:
+def test_who_stops_a_job_that_runs_out_of_time_does_not_want_it_again(
+    notes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (notes / "lasting").touch()
     job, source = plain_job(tmp_path)
     sent = submit(job, "slurm", source)
     until(lambda: called(notes, "stage"))
-    signal_batch(notes, signal.SIGUSR1)
+    scancel = slurm._call
+
+    def out_of_time(command: list[str]) -> str:
+        if command[0] == "scancel" and "--state=PENDING" in command:
+            signal_batch(notes, signal.SIGUSR1)
+        return scancel(command)
+
+    monkeypatch.setattr(slurm, "_call", out_of_time)
     slurm.stop(sent)
     until(lambda: slurm.state(sent) == "stopped")
     assert [call[0] for call in called(notes, "scontrol")] == ["show"]
