@@ -418,7 +418,7 @@ def reasons_table(caption: str, heading: str, counts: dict[str, int]) -> Table:
 def read_line(counts: Json) -> str:
     """Return how many records were read, taken and rejected, and why, by the counts of a corpus."""
     said = f"read {counts['read']:,} = accepted {counts['accepted']:,} + rejected {counts['rejected']:,}"
-    reasons = sorted(counts["rejected_by_reason"].items(), key=lambda item: -item[1])
+    reasons = sorted(counts["rejected_by_reason"].items(), key=lambda item: (-item[1], item[0]))
     return said + (f" ({', '.join(f'{reason} {count:,}' for reason, count in reasons)})" if reasons else "")
 
 

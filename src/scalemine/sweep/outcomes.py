@@ -21,6 +21,7 @@ from scalemine.store import Json, Workdir
 from scalemine.sweep.plan import Plan, PlannedTrial, read_plan
 from scalemine.training.comparison import Alarms, Counts
 from scalemine.training.multilabel.data import read_predictions
+from scalemine.training.multilabel.examples import IS_NEGATIVE
 from scalemine.training.tagging.labels import OUTSIDE, spans_of_tags
 from scalemine.training.tagging.metrics import ALL_NEGATIVES
 
@@ -179,13 +180,13 @@ def _spans(tags: pa.ChunkedArray) -> dict[int, frozenset[Any]]:
 def _of_classifier(path: Path, thresholds: Mapping[str, float], known: dict[Ids, Ids]) -> Findings:
     labels, targets_NC, scores_NC = read_predictions(path)
     table = pq.read_table(path)
-    if "is_negative" not in table.column_names:
+    if IS_NEGATIVE not in table.column_names:
         raise InputError(f"{path}: written by an older version; train the run again (scalemine sweep … --redo)")
     ids = _ids(table["id"], known)
     given_NC: NDArray[np.bool_] = scores_NC >= np.array([thresholds[label] for label in labels])
     gold_NC, predicted_NC = targets_NC == 1, given_NC & (targets_NC >= 0)
     counts = (np.count_nonzero(mask_NC, axis=1) for mask_NC in (gold_NC & predicted_NC, predicted_NC, gold_NC))
-    negative_N, alarm_N = table["is_negative"].to_numpy(), np.any(given_NC, axis=1)
+    negative_N, alarm_N = table[IS_NEGATIVE].to_numpy(), np.any(given_NC, axis=1)
     return Findings(Counts(ids, np.stack(list(counts), axis=1)), _alarms(ids, alarm_N, {ALL_NEGATIVES: negative_N}))
 
 

@@ -89,6 +89,7 @@ def test_what_members_give_together_is_scored_on_the_same_sets(done):
         for result in of_folds:
             assert list(result["members"]) == ["nb", "lr", "tree"]
             assert (result["labels"], result["model"]) == (LABELS, "ensemble")
+            assert (workdir / "runs" / result["name"] / "model" / "model.json").exists()
             assert list(result["metrics"]) == ["dev", "held_out", "test"]
             least_MC = [thresholds(workdir, run) for run in result["members"].values()]
             for name in result["metrics"]:
@@ -198,6 +199,7 @@ def test_folders_of_finished_runs_give_what_the_same_members_give(done, files, t
     for how, of_folds in results.items():
         folders = [str(workdir / "runs" / run.removesuffix("-fold0")) for run in of_folds[0]["members"].values()]
         for result, wanted in zip(run_training(config(files, tmp_path, folders, how)), of_folds, strict=True):
+            assert (tmp_path / "runs" / result["name"] / "model" / "model.json").exists()
             assert result["metrics"] == wanted["metrics"]
 
 

@@ -50,7 +50,7 @@ _BAG_SHARE = 0.2
 _BATCH_SIZE = 64
 # Rows whose kernel with all support vectors is held at a time.
 _RBF_ROWS = 512
-# Rows of words that are scored at a time: a kernel's or a neighbour's matrix is this by the rows that were learnt from.
+# Rows that are scored at a time: a kernel's or a neighbour's matrix is this by the rows that were learnt from.
 _SCORED_ROWS = 4_096
 # Rows of a product of dense matrices, which rounds a row by how many there are; and what its columns are a multiple of.
 _DENSE_ROWS, _WIDTH_STEP = 512, 16

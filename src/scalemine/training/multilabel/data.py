@@ -26,6 +26,7 @@ from scalemine.store import Workdir, write_whole
 from scalemine.training.family import DEV, HELD_OUT, Data, chooser, find_files
 from scalemine.training.multilabel.calibration import MIN_POSITIVES, Calibration, best_thresholds, fit_calibration
 from scalemine.training.multilabel.examples import (
+    IS_NEGATIVE,
     NEGATIVE,
     POSITIVE,
     UNKNOWN,
@@ -282,7 +283,7 @@ class LabelSets:
         width = len(self.labels)
         columns = {
             "id": pa.array(examples.ids_of(rows.tolist())),
-            "is_negative": pa.array(examples.negative(rows)),
+            IS_NEGATIVE: pa.array(examples.negative(rows)),
             "targets": pa.FixedSizeListArray.from_arrays(pa.array(examples.targets_of(rows).reshape(-1)), width),
             "scores": pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(scores_NC).reshape(-1)), width),
         }
